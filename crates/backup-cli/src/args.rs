@@ -1,0 +1,250 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use pgark::config::{DEFAULT_PATHS, Settings};
+use pgark::repository::ClusterName;
+use pgark::{Error, ErrorKind, Result};
+
+/// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
+#[derive(Parser)]
+#[command(name = "pgark", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Configuration file [default: ./pgark.toml, then /etc/pgark/pgark.toml, where there is one]
+    #[arg(long, global = true, env = "PGARK_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of the cluster in the repository [default: the only one of the configuration, or main]
+    #[arg(long, global = true, env = "PGARK_CLUSTER", value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// The repository: a folder, s3://bucket/folder, gs://bucket/folder, az://container/folder
+    #[arg(long, global = true, env = "PGARK_REPO", value_name = "URL")]
+    pub(crate) repo: Option<String>,
+    /// Prints JSON on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Says nothing unless it fails
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 success, 2 usage, 3 configuration; PostgreSQL: 10 no connection, 11 login refused, 12 no such
+database, 13 connection lost, 14 error; tools: 20 missing or too old, 21 failed; store: 30 no answer, 31 denied,
+32 no such bucket, 33 wrong region, 34 clock, 35 full, 36 input or output; repository: 40 none there, 41 newer
+format, 42 no such backup, 43 object missing, 44 exists already, 45 abandoned; data: 50 damaged, 51 key missing,
+52 wrong key; 60 not supported, 70 internal, 130 cancelled.";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Makes a repository
+    Init,
+    /// Backs a database up
+    Backup(BackupArgs),
+    /// Lists the backups
+    List,
+    /// Shows one backup
+    Show(ShowArgs),
+    /// Restores a backup
+    Restore(RestoreArgs),
+    /// Reads backups through and compares every byte with its digest
+    Verify(VerifyArgs),
+    /// Makes keys, and changes who can read a backup
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Shows it all on a throwaway PostgreSQL
+    Demo(DemoArgs),
+    /// Prints completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// What opens backups.
+#[derive(Args, Default)]
+pub(crate) struct ReadKeys {
+    /// File with an age identity or an SSH key (may be given several times)
+    #[arg(long, short, value_name = "FILE", env = "PGARK_IDENTITY", value_delimiter = ':')]
+    pub(crate) identity: Vec<PathBuf>,
+    /// File whose first line is the passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "identity")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct BackupArgs {
+    /// The database: "host=… dbname=…", a URI, or a name; completed as libpq does (PG…, service, ~/.pgpass)
+    #[arg(long, value_name = "CONNECTION")]
+    pub(crate) db: Option<String>,
+    /// Encrypts to age1… or an SSH public key (may be given several times)
+    #[arg(long, short, value_name = "RECIPIENT")]
+    pub(crate) recipient: Vec<String>,
+    /// Encrypts with the passphrase in the first line of a file
+    #[arg(long, value_name = "FILE", conflicts_with = "recipient")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// Compression: zstd:1 to zstd:19, gzip:1 to gzip:9, lz4, none [default: zstd:3]
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compress: Option<String>,
+    /// How much is done at once [default: all cores]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// Words to find the backup by
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Folder of PostgreSQL's client tools
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) pg_bin: Option<PathBuf>,
+    /// Hours after which a run that stored nothing counts as dead and is swept
+    #[arg(long, value_name = "HOURS", default_value_t = 24)]
+    pub(crate) grace: u32,
+    /// Leaves alone what dead runs left
+    #[arg(long)]
+    pub(crate) no_sweep: bool,
+    /// Connects, looks, and says what would be done and how much memory it can take
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ShowArgs {
+    /// latest, an id, or the beginning of one
+    #[arg(default_value = "latest")]
+    pub(crate) backup: String,
+}
+
+#[derive(Args)]
+pub(crate) struct RestoreArgs {
+    /// latest, an id, or the beginning of one
+    #[arg(default_value = "latest")]
+    pub(crate) backup: String,
+    /// The new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
+    #[arg(long, value_name = "CONNECTION")]
+    pub(crate) into: String,
+    #[command(flatten)]
+    pub(crate) keys: ReadKeys,
+    /// How much is done at once [default: all cores]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// Folder of PostgreSQL's client tools
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) pg_bin: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    /// latest, an id, or the beginning of one
+    #[arg(default_value = "latest")]
+    pub(crate) backup: String,
+    /// Every backup of the cluster
+    #[arg(long, conflicts_with = "backup")]
+    pub(crate) all: bool,
+    /// Compares the stored bytes only; needs no key
+    #[arg(long)]
+    pub(crate) stored: bool,
+    #[command(flatten)]
+    pub(crate) keys: ReadKeys,
+    /// How much is done at once [default: all cores]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Makes an identity: the file stays secret, the recipient that is printed does not
+    Generate {
+        /// Where the identity goes (mode 0600; never replaced)
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Prints the recipients that belong to an identity file
+    Recipient {
+        /// The identity file
+        identity: PathBuf,
+    },
+    /// Changes who can read a backup: its key is sealed anew, its parts stay as they are
+    Rotate {
+        /// latest, an id, or the beginning of one
+        #[arg(default_value = "latest")]
+        backup: String,
+        /// Every encrypted backup of the cluster
+        #[arg(long, conflicts_with = "backup")]
+        all: bool,
+        /// Who can read it from now on (may be given several times)
+        #[arg(long, short, value_name = "RECIPIENT")]
+        recipient: Vec<String>,
+        /// Seals with the passphrase in the first line of a file instead
+        #[arg(long, value_name = "FILE", conflicts_with = "recipient")]
+        new_passphrase_file: Option<PathBuf>,
+        #[command(flatten)]
+        keys: ReadKeys,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// Rows of the largest table
+    #[arg(long, default_value_t = 200_000)]
+    pub(crate) rows: u32,
+}
+
+impl Cli {
+    /// The configuration, with the arguments laid over it.
+    pub(crate) fn settings(&self) -> Result<Settings> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::load(path)?,
+            None => match DEFAULT_PATHS.iter().map(std::path::Path::new).find(|p| p.exists()) {
+                Some(path) => Settings::load(path)?,
+                None => Settings::default(),
+            },
+        };
+        if let Some(repo) = &self.repo {
+            settings.repository = Some(repo.clone());
+        }
+        Ok(settings)
+    }
+
+    /// The cluster to work on.
+    pub(crate) fn cluster(&self, settings: &Settings) -> Result<ClusterName> {
+        let named = self.cluster.as_deref().map(str::parse).transpose()?;
+        settings.cluster(named.as_ref())
+    }
+}
+
+impl ReadKeys {
+    /// Lays the keys over the settings.
+    pub(crate) fn apply(&self, settings: &mut Settings) {
+        if !self.identity.is_empty() {
+            settings.encryption.identity_files.clone_from(&self.identity);
+            settings.encryption.passphrase_file = None;
+        }
+        if self.passphrase_file.is_some() {
+            settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
+            settings.encryption.identity_files.clear();
+        }
+    }
+}
+
+impl BackupArgs {
+    /// Lays the arguments over the settings.
+    pub(crate) fn apply(&self, settings: &mut Settings) -> Result<()> {
+        if !self.recipient.is_empty() {
+            settings.encryption.recipients.clone_from(&self.recipient);
+            settings.encryption.passphrase_file = None;
+        }
+        if self.passphrase_file.is_some() {
+            settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
+            settings.encryption.recipients.clear();
+        }
+        settings.compress = self.compress.clone().or_else(|| settings.compress.take());
+        settings.jobs = self.jobs.or(settings.jobs);
+        if settings.jobs == Some(0) {
+            return Err(Error::new(ErrorKind::Usage, "there must be at least one job"));
+        }
+        settings.pg_bin = self.pg_bin.clone().or_else(|| settings.pg_bin.take());
+        Ok(())
+    }
+}

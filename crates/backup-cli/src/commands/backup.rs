@@ -1,0 +1,71 @@
+use std::time::Duration;
+
+use pgark::{CancellationToken, Result};
+use serde_json::json;
+
+use crate::args::{BackupArgs, Cli};
+use crate::{progress, render};
+
+pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken) -> Result<()> {
+    let mut settings = cli.settings()?;
+    args.apply(&mut settings)?;
+    let cluster = cli.cluster(&settings)?;
+    let connection = settings.connection(&cluster, args.db.as_deref())?;
+    let mut builder = settings.backup(cluster.clone(), connection.clone())?;
+    if args.dry_run {
+        let memory = builder.memory(&*settings.store()?)?;
+        let preview = settings.dumper(connection).preview().await?;
+        if cli.json {
+            let total = memory.total();
+            return render::print_json(&json!({"preview": preview, "memory": memory, "memory_total": total}));
+        }
+        let b = |n: usize| render::bytes(n as u64);
+        return render::print(&format!(
+            "would back up database {} of PostgreSQL {} with pg_dump {}, about {} before compression\n\
+             memory: at most {} (program {}, frames {}, uploads {}, compression {}, encryption {}); pg_dump takes its own\n",
+            preview.database,
+            preview.server_version,
+            preview.pg_dump_version,
+            render::bytes(preview.raw_bytes),
+            b(memory.total()),
+            b(memory.base),
+            b(memory.frames),
+            b(memory.chunks),
+            b(memory.compression),
+            b(memory.encryption),
+        ));
+    }
+    // What would fail in the first second shall not leave a repository behind.
+    settings.dumper(connection).preview().await?;
+    let (repository, new) = settings.init_repository().await?;
+    let location = repository.store().location().to_owned();
+    builder = builder
+        .repository(repository)
+        .observer(progress::observer(cli.quiet, cli.json))
+        .grace(Duration::from_secs(u64::from(args.grace) * 3600));
+    if let Some(label) = &args.label {
+        builder = builder.label(label);
+    }
+    if args.no_sweep {
+        builder = builder.keep_leftovers();
+    }
+    let summary = builder.build()?.run(cancel).await?;
+    if cli.json {
+        return render::print_json(&json!({"repository": location, "new_repository": new, "backup": summary}));
+    }
+    if cli.quiet {
+        return Ok(());
+    }
+    let backup = &summary.backup;
+    let how = backup.encryption.as_ref().map_or("not encrypted".to_owned(), |e| format!("encrypted with {}", e.method));
+    render::print(&format!(
+        "backup {} is in {location}{}: {} became {} ({}, {how}) in {}{}\n",
+        backup.id,
+        if new { " (a new repository)" } else { "" },
+        render::bytes(summary.raw_bytes),
+        render::bytes(backup.stored_bytes),
+        backup.compression,
+        render::seconds(backup.started, backup.finished),
+        if backup.warnings > 0 { format!(", with {} warnings", backup.warnings) } else { String::new() },
+    ))
+}

@@ -1,0 +1,54 @@
+//! One file a verb.
+
+mod backup;
+mod demo;
+mod init;
+mod key;
+mod list;
+mod restore;
+mod show;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use pgark::config::Settings;
+use pgark::repository::{BackupRecord, Catalog, ClusterName};
+use pgark::{CancellationToken, Repository, Result};
+
+use crate::args::{Cli, Command};
+
+/// Does what was asked for. `Ok` with another code than success where the work itself went well and its answer
+/// is bad news.
+pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Init => init::run(&cli).await?,
+        Command::Backup(args) => backup::run(&cli, args, cancel).await?,
+        Command::List => list::run(&cli).await?,
+        Command::Show(args) => show::run(&cli, args).await?,
+        Command::Restore(args) => restore::run(&cli, args, cancel).await?,
+        Command::Verify(args) => return verify::run(&cli, args, cancel).await,
+        Command::Key(command) => key::run(&cli, command).await?,
+        Command::Demo(args) => demo::run(&cli, args, cancel).await?,
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "pgark", &mut out);
+            crate::render::print(&String::from_utf8_lossy(&out))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The repository and the catalog of the cluster.
+async fn catalog(cli: &Cli, settings: &Settings) -> Result<(Repository, Catalog)> {
+    let cluster: ClusterName = cli.cluster(settings)?;
+    let repository = settings.open_repository().await?;
+    let catalog = Catalog::load(&repository, &cluster).await?;
+    Ok((repository, catalog))
+}
+
+/// The record of the backup that an argument means.
+async fn find(repository: &Repository, catalog: &Catalog, wanted: &str) -> Result<BackupRecord> {
+    let id = catalog.find(wanted)?.id.clone();
+    repository.record(catalog.cluster(), &id).await
+}

@@ -1,0 +1,45 @@
+use std::time::Instant;
+
+use pgark::postgres::ConnInfo;
+use pgark::{CancellationToken, Restore, Result};
+use serde_json::json;
+
+use super::{catalog, find};
+use crate::args::{Cli, RestoreArgs};
+use crate::{progress, render};
+
+pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
+    let mut settings = cli.settings()?;
+    args.keys.apply(&mut settings);
+    settings.pg_bin = args.pg_bin.clone().or(settings.pg_bin);
+    let target = ConnInfo::parse(&args.into)?;
+    let (repository, catalog) = catalog(cli, &settings).await?;
+    let record = find(&repository, &catalog, &args.backup).await?;
+    let mut builder = Restore::builder()
+        .backup(repository, record)
+        .restorer(settings.restorer(target))
+        .observer(progress::observer(cli.quiet, cli.json));
+    if let Some(age) = settings.reader()? {
+        builder = builder.encryptor(age);
+    }
+    if let Some(jobs) = args.jobs.or(settings.jobs) {
+        builder = builder.jobs(jobs);
+    }
+    let begun = Instant::now();
+    let restored = builder.build()?.run(cancel).await?;
+    if cli.json {
+        return render::print_json(&json!({"restored": restored}));
+    }
+    if cli.quiet {
+        return Ok(());
+    }
+    let text = |name: &str| restored.target.get(name).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
+    render::print(&format!(
+        "restored {} into database {} of PostgreSQL {}: {} in {:.1} s\n",
+        restored.backup.id,
+        text("database"),
+        text("server_version"),
+        render::bytes(restored.raw_bytes),
+        begun.elapsed().as_secs_f64(),
+    ))
+}

@@ -1,0 +1,57 @@
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use pgark::verify::{Depth, Report, VerifyOptions, verify};
+use pgark::{CancellationToken, Encryptor, ErrorKind, Result};
+use serde_json::json;
+
+use super::catalog;
+use crate::args::{Cli, VerifyArgs};
+use crate::{progress, render};
+
+pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken) -> Result<ExitCode> {
+    let mut settings = cli.settings()?;
+    args.keys.apply(&mut settings);
+    let (repository, catalog) = catalog(cli, &settings).await?;
+    let ids = if args.all {
+        catalog.backups().map(|b| b.id.clone()).collect()
+    } else {
+        vec![catalog.find(&args.backup)?.id.clone()]
+    };
+    let mut options = VerifyOptions::default();
+    options.stored_only = args.stored;
+    options.jobs = args.jobs.or(settings.jobs);
+    options.encryptor = if args.stored { None } else { settings.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>) };
+    options.observer = Some(progress::observer(cli.quiet, cli.json));
+    let mut reports: Vec<Report> = Vec::new();
+    for id in ids {
+        let record = repository.record(catalog.cluster(), &id).await?;
+        reports.push(verify(&repository, &record, options.clone(), cancel).await?);
+    }
+    // The bar must be gone before the report is printed.
+    drop(options);
+    let good = reports.iter().all(Report::is_good);
+    if cli.json {
+        render::print_json(&json!({"good": good, "backups": reports}))?;
+    } else if !cli.quiet || !good {
+        render::print(&reports.iter().map(text).collect::<String>())?;
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Integrity.code()) })
+}
+
+fn text(report: &Report) -> String {
+    let compared = match report.depth {
+        Depth::Stored => "the stored bytes".to_owned(),
+        Depth::Raw => format!("the stored bytes and {} of contents", render::bytes(report.raw_bytes)),
+    };
+    let stored = render::bytes(report.stored_bytes);
+    if report.is_good() {
+        return format!("{}: good: {} objects, {stored}: compared {compared}\n", report.id, report.objects);
+    }
+    let mut text = format!("{}: DAMAGED: {} of {} objects and parts\n", report.id, report.findings.len(), report.objects);
+    for finding in &report.findings {
+        let state = if finding.missing { "missing" } else { "damaged" };
+        text.push_str(&format!("  {state}: {}: {}\n", finding.what, finding.why));
+    }
+    text
+}

@@ -1,0 +1,118 @@
+//! Results as text and as JSON.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use comfy_table::{CellAlignment, Table, presets};
+use pgark::repository::BackupSummary;
+use pgark::{Error, Result};
+use serde_json::{Value, json};
+
+/// Prints to standard output. A reader that went away (`| head`) ends the command quietly.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("writing to standard output", e)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &Value) -> Result<()> {
+    print(&format!("{value:#}\n"))
+}
+
+/// An error for people: one line, its causes, what to do.
+pub(crate) fn error_text(error: &Error) -> String {
+    let mut text = format!("pgark: {error}\n");
+    for cause in error.causes() {
+        let _ = writeln!(text, "  because: {cause}");
+    }
+    if let Some(hint) = error.hint() {
+        let _ = writeln!(text, "  what to do: {hint}");
+    }
+    text
+}
+
+/// An error as JSON.
+pub(crate) fn error_json(error: &Error) -> Value {
+    json!({"error": {
+        "kind": error.kind().name(),
+        "code": error.kind().code(),
+        "message": error.to_string(),
+        "causes": error.causes(),
+        "hint": error.hint(),
+    }})
+}
+
+/// A number of bytes for people: `1.5 GiB`.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn bytes(n: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} bytes") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// A duration for people.
+pub(crate) fn seconds(from: jiff::Timestamp, to: jiff::Timestamp) -> String {
+    format!("{:.1} s", to.duration_since(from).as_secs_f64())
+}
+
+fn source<'a>(backup: &'a BackupSummary, name: &str) -> &'a str {
+    backup.source.get(name).and_then(Value::as_str).unwrap_or("-")
+}
+
+/// The table of `list`.
+pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["ID", "DATABASE", "SERVER", "STARTED", "TOOK", "STORED", "ENCRYPTED", "LABEL"]);
+    for backup in backups {
+        table.add_row([
+            backup.id.to_string(),
+            source(backup, "database").to_owned(),
+            source(backup, "server_version").to_owned(),
+            format!("{:.0}", backup.started),
+            seconds(backup.started, backup.finished),
+            bytes(backup.stored_bytes),
+            backup.encryption.as_ref().map_or("no", |e| e.method.as_str()).to_owned(),
+            backup.label.clone().unwrap_or_default(),
+        ]);
+    }
+    if let Some(column) = table.column_mut(5) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// The lines of `show`.
+pub(crate) fn summary(backup: &BackupSummary) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<12} {value}");
+    };
+    line("backup", backup.id.as_str());
+    line("cluster", backup.cluster.as_str());
+    line("kind", &backup.kind);
+    line("database", source(backup, "database"));
+    line("server", source(backup, "server_version"));
+    line("system id", source(backup, "system_identifier"));
+    line("started", &format!("{:.0}", backup.started));
+    line("took", &seconds(backup.started, backup.finished));
+    line("stored", &bytes(backup.stored_bytes));
+    line("compression", &backup.compression);
+    line("encryption", backup.encryption.as_ref().map_or("none", |e| e.method.as_str()));
+    line("host", &backup.host);
+    line("written by", &format!("{} {}", backup.tool.name, backup.tool.version));
+    if let Some(label) = &backup.label {
+        line("label", label);
+    }
+    if backup.warnings > 0 {
+        line("warnings", &backup.warnings.to_string());
+    }
+    text
+}

@@ -1,0 +1,358 @@
+//! One backup: a dumper, a compression, an encryption and a store composed, run, and committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Map;
+use tokio_util::sync::CancellationToken;
+
+use crate::codec::Zstd;
+use crate::compressor::Compressor;
+use crate::dumper::{Ctx, Dumped, Dumper, PartSink};
+use crate::encryptor::{Cipher, Encryptor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer, Silent};
+use crate::pipeline::{CpuPool, FirstError, MemoryPlan, PipelineOptions, Sink, SinkParts, Totals};
+use crate::store::Store;
+use crate::repository::{
+    BackupContents, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption, FORMAT,
+    PartContents, PartRecord, Repository, Run, State, Swept, Tool, layout,
+};
+
+/// A backup ready to run. Made by [`Backup::builder`]; it can run more than once.
+pub struct Backup {
+    repository: Repository,
+    cluster: ClusterName,
+    dumper: Arc<dyn Dumper>,
+    compressor: Arc<dyn Compressor>,
+    encryptor: Option<Arc<dyn Encryptor>>,
+    options: PipelineOptions,
+    jobs: usize,
+    pool: CpuPool,
+    observer: Arc<dyn Observer>,
+    label: Option<String>,
+    grace: Duration,
+    sweep: bool,
+}
+
+/// What a backup run made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The record, as it stands in the repository, without its parts.
+    #[serde(flatten)]
+    pub backup: BackupSummary,
+    /// Bytes before compression.
+    pub raw_bytes: u64,
+    /// Warnings, a line each: of the dumper, and of what could not be tidied afterwards.
+    #[serde(rename = "messages")]
+    pub warnings: Vec<String>,
+}
+
+/// Collects what a [`Backup`] is made of. Needed are a repository and a dumper; the rest has defaults: zstd
+/// level 3, no encryption, as many jobs as cores.
+#[derive(Default)]
+pub struct BackupBuilder {
+    repository: Option<Repository>,
+    cluster: ClusterName,
+    dumper: Option<Arc<dyn Dumper>>,
+    compressor: Option<Arc<dyn Compressor>>,
+    encryptor: Option<Arc<dyn Encryptor>>,
+    options: PipelineOptions,
+    jobs: Option<usize>,
+    pool: Option<CpuPool>,
+    observer: Option<Arc<dyn Observer>>,
+    label: Option<String>,
+    grace: Option<Duration>,
+    keep_leftovers: bool,
+}
+
+impl BackupBuilder {
+    /// Where the backup goes.
+    #[must_use]
+    pub fn repository(mut self, repository: Repository) -> Self {
+        self.repository = Some(repository);
+        self
+    }
+
+    /// The cluster's name in the repository; `main` by default.
+    #[must_use]
+    pub fn cluster(mut self, cluster: ClusterName) -> Self {
+        self.cluster = cluster;
+        self
+    }
+
+    /// What is backed up.
+    #[must_use]
+    pub fn dumper(mut self, dumper: impl Dumper + 'static) -> Self {
+        self.dumper = Some(Arc::new(dumper));
+        self
+    }
+
+    /// How it is compressed.
+    #[must_use]
+    pub fn compressor(mut self, compressor: impl Compressor + 'static) -> Self {
+        self.compressor = Some(Arc::new(compressor));
+        self
+    }
+
+    /// The same, shared.
+    #[must_use]
+    pub fn shared_compressor(mut self, compressor: Arc<dyn Compressor>) -> Self {
+        self.compressor = Some(compressor);
+        self
+    }
+
+    /// How it is encrypted; nothing is by default.
+    #[must_use]
+    pub fn encryptor(mut self, encryptor: impl Encryptor + 'static) -> Self {
+        self.encryptor = Some(Arc::new(encryptor));
+        self
+    }
+
+    /// Sizes of frames, chunks and objects.
+    #[must_use]
+    pub fn options(mut self, options: PipelineOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// How much is done at once.
+    #[must_use]
+    pub fn jobs(mut self, jobs: usize) -> Self {
+        self.jobs = Some(jobs);
+        self
+    }
+
+    /// Shares the threads of other runs; by default the backup has its own.
+    #[must_use]
+    pub fn pool(mut self, pool: CpuPool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Who is told what happens.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Words to find the backup by.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// How long another run may store nothing before it is swept; 24 hours.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
+    }
+
+    /// Does not sweep what dead runs left.
+    #[must_use]
+    pub fn keep_leftovers(mut self) -> Self {
+        self.keep_leftovers = true;
+        self
+    }
+
+    /// The jobs, as given or by default.
+    fn count_jobs(&self) -> usize {
+        self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// The memory that a run into `store` will take at most. No repository is needed yet.
+    pub fn memory(&self, store: &dyn Store) -> Result<MemoryPlan> {
+        let dumper = self.dumper.as_ref().ok_or_else(|| missing("a dumper"))?;
+        let jobs = self.count_jobs();
+        let default = Zstd::default();
+        Ok(MemoryPlan::new(
+            &self.options,
+            jobs,
+            dumper.max_open(jobs),
+            store.upload_chunks(),
+            self.compressor.as_deref().unwrap_or(&default),
+            self.encryptor.as_deref(),
+        ))
+    }
+
+    /// Checks that it all fits.
+    pub fn build(self) -> Result<Backup> {
+        self.options.check()?;
+        let jobs = self.count_jobs();
+        if jobs == 0 {
+            return Err(missing("at least one job"));
+        }
+        let repository = self.repository.ok_or_else(|| missing("a repository"))?;
+        let sweep = !self.keep_leftovers && repository.abilities().conditional_create;
+        Ok(Backup {
+            repository,
+            cluster: self.cluster,
+            dumper: self.dumper.ok_or_else(|| missing("a dumper"))?,
+            compressor: self.compressor.unwrap_or_else(|| Arc::new(Zstd::default())),
+            encryptor: self.encryptor,
+            options: self.options,
+            jobs,
+            pool: match self.pool {
+                Some(pool) => pool,
+                None => CpuPool::new(jobs)?,
+            },
+            observer: self.observer.unwrap_or_else(|| Arc::new(Silent)),
+            label: self.label,
+            grace: self.grace.unwrap_or(DEFAULT_GRACE),
+            sweep,
+        })
+    }
+}
+
+fn missing(what: &str) -> Error {
+    Error::new(ErrorKind::Usage, format!("a backup needs {what}"))
+}
+
+/// The key of a run: the cipher, the method's name, and the wrapped key to be stored.
+type Key = (Arc<dyn Cipher>, &'static str, Bytes);
+
+impl Backup {
+    /// Starts to compose one.
+    pub fn builder() -> BackupBuilder {
+        BackupBuilder::default()
+    }
+
+    /// Runs it. When this returns `Ok`, the backup is whole, durable and in the catalog. After an error, or
+    /// when `cancel` is triggered, nothing looks like a backup, and what was stored is removed as far as the
+    /// store allows. The future must be polled to its end: dropped in the middle it leaves leftovers, which
+    /// a later sweep removes.
+    pub async fn run(&self, cancel: &CancellationToken) -> Result<Summary> {
+        let key = self.new_key().await?;
+        let step = |what: &str| self.observer.event(&Event::Step { what: what.to_owned() });
+        step("announcing the backup");
+        let run = Run::begin(&self.repository, &self.cluster, self.dumper.kind()).await?;
+        self.observer.event(&Event::Started { id: run.id.to_string() });
+        let mut summary = match self.store(&run, key, cancel).await {
+            Ok(summary) => summary,
+            Err(error) => {
+                step("removing what the failed backup stored");
+                run.give_up().await;
+                return Err(error);
+            }
+        };
+        step("tidying");
+        if let Err(error) = self.tidy().await {
+            // The backup is whole. A store that does not allow to delete, for example, is no failure of it.
+            let message = format!("the catalog's index or the leftovers of other runs could not be tidied: {error}");
+            self.observer.event(&Event::Warning { message: message.clone() });
+            summary.warnings.push(message);
+        }
+        Ok(summary)
+    }
+
+    async fn new_key(&self) -> Result<Option<Key>> {
+        let Some(encryptor) = self.encryptor.clone() else { return Ok(None) };
+        let name = encryptor.name();
+        let made = tokio::task::spawn_blocking(move || encryptor.new_key()).await;
+        let (cipher, wrapped) = made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
+        Ok(Some((cipher, name, wrapped)))
+    }
+
+    async fn store(&self, run: &Run, key: Option<Key>, cancel: &CancellationToken) -> Result<Summary> {
+        let totals = Arc::new(Totals::default());
+        let mut small_bytes = 0;
+        if let Some((_, name, wrapped)) = &key {
+            small_bytes += run.create(&layout::key(name), wrapped.clone()).await?.bytes;
+        }
+        let cipher = key.map(|(cipher, name, _)| (cipher, name));
+        let (dumped, parts) = self.dump(run, cipher.clone(), &totals, cancel).await?;
+        let (records, contents): (Vec<PartRecord>, Vec<PartContents>) = parts.into_iter().unzip();
+        let warnings = dumped.warnings;
+        let contents = BackupContents {
+            format: FORMAT,
+            parts: contents,
+            source: dumped.contents,
+            warnings: warnings.clone(),
+            other: Map::new(),
+        };
+        let sealed = crate::repository::seal_contents(&contents, cipher.as_ref().map(|c| &*c.0))?;
+        let contents = run.create(&layout::contents(cipher.as_ref().map(|c| c.1)), sealed).await?;
+        small_bytes += contents.bytes;
+        let summary = BackupSummary {
+            format: FORMAT,
+            id: run.id.clone(),
+            state: State::Committed,
+            cluster: run.cluster.clone(),
+            kind: self.dumper.kind().to_owned(),
+            started: run.started,
+            finished: Timestamp::now(),
+            host: run.host.clone(),
+            tool: Tool::this(),
+            compression: self.compressor.name().to_owned(),
+            encryption: cipher.map(|(_, name)| Encryption { method: name.to_owned() }),
+            parent: None,
+            label: self.label.clone(),
+            stored_bytes: totals.stored() + small_bytes,
+            warnings: warnings.len() as u64,
+            source: dumped.facts,
+            other: Map::new(),
+        };
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled());
+        }
+        let record = BackupRecord { contents: Some(contents), parts: records, summary };
+        run.commit(&record).await?;
+        Ok(Summary { backup: record.summary, raw_bytes: totals.raw(), warnings })
+    }
+
+    /// Runs the dumper into the pipeline. Returns only when every upload has ended, one way or the other.
+    async fn dump(
+        &self,
+        run: &Run,
+        cipher: Option<(Arc<dyn Cipher>, &'static str)>,
+        totals: &Arc<Totals>,
+        cancel: &CancellationToken,
+    ) -> Result<(Dumped, Vec<(PartRecord, PartContents)>)> {
+        let stop = cancel.child_token();
+        let failure = FirstError::default();
+        let sink = Arc::new(Sink::new(SinkParts {
+            options: self.options.clone(),
+            pool: self.pool.clone(),
+            jobs: self.jobs,
+            max_open: self.dumper.max_open(self.jobs),
+            compressor: Arc::clone(&self.compressor),
+            cipher,
+            store: Arc::clone(self.repository.store()),
+            folder: run.folder(),
+            observer: Arc::clone(&self.observer),
+            cancel: stop.clone(),
+            failure: failure.clone(),
+            totals: Arc::clone(totals),
+        }));
+        let ctx = Ctx::new(stop.clone(), self.jobs, Arc::clone(&self.observer));
+        let dumped = self.dumper.dump(Arc::clone(&sink) as Arc<dyn PartSink>, &ctx).await;
+        if dumped.is_err() {
+            stop.cancel();
+        }
+        sink.settle().await;
+        let done = sink.take_done();
+        match (dumped, failure.take()) {
+            _ if cancel.is_cancelled() => Err(Error::cancelled()),
+            // What failed first: a dumper that was stopped by a failing part says no more than that it was.
+            (Err(stopped), Some(first)) if stopped.kind() == ErrorKind::Cancelled => Err(first),
+            (Err(error), _) | (Ok(_), Some(error)) => Err(error),
+            (Ok(dumped), None) => Ok((dumped, done)),
+        }
+    }
+
+    async fn tidy(&self) -> Result<Swept> {
+        let catalog = Catalog::load(&self.repository, &self.cluster).await?;
+        let store_now = catalog.write_index(&self.repository).await?;
+        if !self.sweep {
+            return Ok(Swept::default());
+        }
+        self.repository.sweep(&catalog, self.grace, store_now).await
+    }
+}

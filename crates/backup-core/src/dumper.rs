@@ -1,0 +1,133 @@
+//! The traits between pgark and what it backs up: a [`Dumper`] turns a source into parts, a [`Restorer`]
+//! turns parts back.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+use crate::event::Observer;
+use crate::store::Bytestream;
+
+/// What a dumper or restorer is given beside its parts.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Ctx {
+    /// Ends every long call; also triggered when another part of the run fails.
+    pub cancel: CancellationToken,
+    /// How much may run at once.
+    pub jobs: usize,
+    /// Where events go.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl Ctx {
+    /// A context for `jobs` jobs.
+    pub fn new(cancel: CancellationToken, jobs: usize, observer: Arc<dyn Observer>) -> Self {
+        Self { cancel, jobs, observer }
+    }
+}
+
+/// Turns a source into parts.
+///
+/// # Contract
+/// - `dump` opens parts in `parts`, writes to each, and finishes each; when it returns `Ok`, all are
+///   finished. At most [`Dumper::max_open`] are open at a time: memory is reserved for exactly these, and one
+///   more is an error, never a wait.
+/// - What it writes is uncompressed and in the clear: the pipeline compresses and seals.
+/// - It returns `Ok` only when the source is whole in its parts. After an error nothing of the run remains.
+/// - It watches [`Ctx::cancel`], and leaves no process or session behind, however it ends.
+#[async_trait]
+pub trait Dumper: Send + Sync {
+    /// What the backup is: a word for the id and the record, `"logical"`.
+    fn kind(&self) -> &'static str;
+
+    /// How many parts it holds open at most, with `jobs` jobs.
+    fn max_open(&self, jobs: usize) -> usize;
+
+    /// Does it.
+    async fn dump(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped>;
+}
+
+/// What a dumper knows of its source when it is done.
+#[derive(Debug, Clone, Default)]
+pub struct Dumped {
+    /// What may stand in the clear: server version, database name. It goes into the record.
+    pub facts: Map<String, Value>,
+    /// What is secret: names of tables, settings. It is sealed with the contents.
+    pub contents: Map<String, Value>,
+    /// Warnings, one line each; sealed, and counted in the record.
+    pub warnings: Vec<String>,
+}
+
+/// Turns parts back into what they were made from.
+///
+/// # Contract
+/// - It reads every part that it needs to its end: the check of a part is complete only there.
+/// - When it fails, what it made is removed, or it says in the error what remains.
+#[async_trait]
+pub trait Restorer: Send + Sync {
+    /// Whether it can restore a backup of this [`Dumper::kind`].
+    fn accepts(&self, kind: &str) -> bool;
+
+    /// Does it.
+    async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>>;
+}
+
+/// Describes a part to be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartSpec {
+    /// What kind of bytes: lower-case letters, for the object's name: `"pgdump"`, `"tar"`.
+    pub kind: String,
+    /// Name of the part, for whoever reads the contents; secret.
+    pub name: String,
+}
+
+/// Where a dumper puts its parts.
+#[async_trait]
+pub trait PartSink: Send + Sync {
+    /// Opens a part. More than [`Dumper::max_open`] at once is an error, never a wait.
+    async fn open(&self, spec: PartSpec) -> Result<Box<dyn PartWriter>>;
+}
+
+/// A part being written. Dropped without `finish` it fails the run.
+#[async_trait]
+pub trait PartWriter: Send {
+    /// Adds bytes; waits while the pipeline is full. When this future is dropped before it ends, the part
+    /// is torn, and every later call fails.
+    async fn write(&mut self, chunk: Bytes) -> Result<()>;
+
+    /// Ends the part; it is stored when this returns. Returns its number.
+    async fn finish(self: Box<Self>) -> Result<u32>;
+}
+
+/// Where a restorer finds the parts of a backup.
+#[async_trait]
+pub trait PartSource: Send + Sync {
+    /// The parts, by number.
+    fn parts(&self) -> Vec<PartInfo>;
+
+    /// What the dumper kept with the contents.
+    fn contents(&self) -> &Map<String, Value>;
+
+    /// What the record says of the source.
+    fn facts(&self) -> &Map<String, Value>;
+
+    /// The raw bytes of a part. The stream ends without an error only when length and digest of the whole
+    /// part are right.
+    async fn open(&self, part: u32) -> Result<Bytestream>;
+}
+
+/// A part of a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartInfo {
+    /// Its number, from 1.
+    pub part: u32,
+    /// Kind and name.
+    pub spec: PartSpec,
+    /// Length before compression, in bytes.
+    pub raw_bytes: u64,
+}

@@ -1,0 +1,57 @@
+//! The trait of an encryption method. The implementation for age is in [`crate::crypt`].
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Result;
+
+/// Makes the key of a backup, and opens it again.
+///
+/// # Contract
+/// - Each backup gets a key of its own. [`Encryptor::new_key`] makes it and wraps it for the readers; it
+///   needs no secret. The wrapped key is the only object that depends on who the readers are.
+/// - [`Encryptor::open_key`] needs a secret of a reader: without one it fails with
+///   [`KeyMissing`](crate::ErrorKind::KeyMissing), with one that does not fit with
+///   [`WrongKey`](crate::ErrorKind::WrongKey).
+/// - [`Encryptor::rewrap`] wraps an opened key for the readers of now: the parts stay as they are.
+pub trait Encryptor: Send + Sync {
+    /// Name in the record, `"age"`; also the end of the names of sealed objects.
+    fn name(&self) -> &'static str;
+
+    /// Makes a new key: the cipher that uses it, and the key wrapped for the readers.
+    fn new_key(&self) -> Result<(Arc<dyn Cipher>, Bytes)>;
+
+    /// Opens a wrapped key.
+    fn open_key(&self, wrapped: &[u8]) -> Result<Arc<dyn Cipher>>;
+
+    /// Wraps the key of an opened cipher for the readers of this encryptor.
+    fn rewrap(&self, cipher: &dyn Cipher) -> Result<Bytes>;
+
+    /// Largest memory of one call in bytes, beside what a stream needs.
+    fn working_bytes(&self) -> usize;
+}
+
+/// Seals and opens byte streams with the key of one backup.
+///
+/// # Contract
+/// - A sealed stream cut anywhere, or with any byte changed or added, fails to open, at the latest when its
+///   end is read.
+/// - Any number of streams are sealed with one key.
+pub trait Cipher: Send + Sync {
+    /// Starts a sealed stream that is written to `to`.
+    fn seal(&self, to: Box<dyn Write + Send>) -> Result<Box<dyn Seal>>;
+
+    /// Opens a sealed stream. Errors of the reader keep their kind; a broken seal is `InvalidData`.
+    fn open(&self, from: Box<dyn Read + Send>) -> Result<Box<dyn Read + Send>>;
+
+    /// The secret key as text. Only [`Encryptor::rewrap`] asks for it.
+    fn secret(&self) -> secrecy::SecretString;
+}
+
+/// A sealed stream being written. Dropped without `finish` it stays invalid.
+pub trait Seal: Write + Send {
+    /// Writes the end of the stream, without which it does not open.
+    fn finish(self: Box<Self>) -> std::io::Result<()>;
+}

@@ -1,0 +1,46 @@
+//! The engine of pgark: backups of PostgreSQL from a database to a store, and back.
+//!
+//! Applications depend on the crate `pgark`, which re-exports this one together with the stores. Five traits
+//! carry everything, and each can be replaced by an application's own:
+//!
+//! | trait | turns | pgark's own |
+//! | --- | --- | --- |
+//! | [`Dumper`], [`Restorer`] | a database into parts, and back | [`logical::PgDump`], [`logical::PgRestore`] |
+//! | [`Compressor`] | frames of a part into smaller ones | [`codec`] |
+//! | [`Encryptor`] | a part's bytes into sealed ones | [`crypt::Age`] |
+//! | [`Store`] | keys into objects | the crate `backup-storage` |
+//! | [`RetentionPolicy`] | records into verdicts | [`retention`] |
+//!
+//! [`Backup`] composes them, [`Restore`] and [`verify`] read what it wrote, [`repository`] holds the rules of
+//! what is a backup and what is not.
+
+mod backup;
+mod compressor;
+mod dumper;
+mod encryptor;
+mod error;
+mod restore;
+mod store;
+
+pub mod codec;
+pub mod crypt;
+pub mod event;
+pub mod logical;
+pub mod pipeline;
+pub mod postgres;
+pub mod repository;
+pub mod retention;
+pub mod verify;
+
+pub use backup::{Backup, BackupBuilder, Summary};
+pub use compressor::Compressor;
+pub use dumper::{Ctx, Dumped, Dumper, PartInfo, PartSink, PartSource, PartSpec, PartWriter, Restorer};
+pub use encryptor::{Cipher, Encryptor, Seal};
+pub use error::{Error, ErrorKind, Result};
+pub use event::{Event, Observer};
+pub use pipeline::{CpuPool, MemoryPlan, PipelineOptions};
+pub use repository::Repository;
+pub use restore::{Restore, RestoreBuilder, Restored};
+pub use retention::RetentionPolicy;
+pub use store::{Bytestream, Created, Entry, Meta, Store, Upload, list_sorted, read_if_there, read_whole};
+pub use tokio_util::sync::CancellationToken;

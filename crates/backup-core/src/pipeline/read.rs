@@ -1,0 +1,248 @@
+//! From a stored part back to its raw bytes, every digest checked.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::pool::{CpuPool, received};
+use crate::compressor::Compressor;
+use crate::encryptor::Cipher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::{Digest, Frame, ObjectRecord, PartContents, PartRecord};
+use crate::store::{Bytestream, Store};
+
+/// What is needed to read the parts of a backup.
+#[derive(Clone)]
+pub(crate) struct PartReader {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) folder: String,
+    pub(crate) pool: CpuPool,
+    pub(crate) compressor: Arc<dyn Compressor>,
+    pub(crate) cipher: Option<Arc<dyn Cipher>>,
+}
+
+/// The raw bytes of a part. The stream ends well only when all lengths and digests are right.
+pub(crate) fn read_part(reader: PartReader, record: PartRecord, contents: PartContents) -> Bytestream {
+    let (tx, rx) = mpsc::channel(1);
+    tokio::spawn(async move {
+        if let Err(error) = reader.produce(&record, &contents, &tx).await {
+            // A closed channel means that nobody reads any more.
+            let _ = tx.send(Err(error)).await;
+        }
+    });
+    futures::stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|item| (item, rx)) }).boxed()
+}
+
+impl PartReader {
+    async fn produce(
+        &self,
+        record: &PartRecord,
+        contents: &PartContents,
+        tx: &mpsc::Sender<Result<Bytes>>,
+    ) -> Result<()> {
+        if record.objects.len() != contents.objects.len() {
+            return Err(damaged(&format!("part {}", record.part), "record and contents do not fit each other"));
+        }
+        let (mut raw, mut raw_bytes) = (blake3::Hasher::new(), 0);
+        for (object, frames) in record.objects.iter().zip(&contents.objects) {
+            let done = self.object(object, frames.clone(), tx, &mut raw, &mut raw_bytes).await;
+            if !done.map_err(|e| e.doing(format!("reading {}/{}", self.folder, object.key)))? {
+                return Ok(());
+            }
+        }
+        let (found, expected) = (Digest::from(raw.finalize()), contents.raw_blake3);
+        if (raw_bytes, found) != (contents.raw_bytes, expected) {
+            let why = format!("its contents have {raw_bytes} bytes and digest {found}, not those of the backup");
+            return Err(damaged(&format!("part {}", record.part), &why));
+        }
+        Ok(())
+    }
+
+    /// Reads one object through. False when nobody reads any more.
+    async fn object(
+        &self,
+        object: &ObjectRecord,
+        frames: Vec<Frame>,
+        tx: &mpsc::Sender<Result<Bytes>>,
+        raw: &mut blake3::Hasher,
+        raw_bytes: &mut u64,
+    ) -> Result<bool> {
+        let key = format!("{}/{}", self.folder, object.key);
+        let stored = self.store.read(&key, None).await?;
+        let (chunks, from_store) = mpsc::channel(4);
+        let fetch = tokio::spawn(fetch(stored, chunks, object.clone()));
+        let (to_pool, mut frames_in) = mpsc::channel(1);
+        let opened = open_on_thread(self.cipher.clone(), from_store, frames, to_pool)?;
+
+        let mut pending = VecDeque::new();
+        loop {
+            let room = pending.len() <= self.pool.width();
+            tokio::select! {
+                biased;
+                frame = frames_in.recv(), if room => match frame {
+                    Some((frame, data)) => pending.push_back(self.decompress(frame, data)),
+                    None if pending.is_empty() => break,
+                    None => {
+                        if !deliver(&mut pending, tx, raw, raw_bytes).await? { return Ok(false); }
+                    }
+                },
+                delivered = deliver(&mut pending, tx, raw, raw_bytes), if !room => {
+                    if !delivered? { return Ok(false); }
+                }
+            }
+        }
+        let opened = opened.await.unwrap_or_else(|_| Err(Error::internal("the opening thread is gone")));
+        let fetched = fetch.await.unwrap_or_else(|e| Err(Error::internal("the reading task failed").caused_by(e)));
+        // A store that failed is the cause of a stream that ended early.
+        match (fetched, opened) {
+            (Err(e), _) if e.kind() != ErrorKind::Integrity => Err(e),
+            (_, Err(e)) | (Err(e), _) => Err(e),
+            (Ok(()), Ok(())) => Ok(true),
+        }
+    }
+
+    fn decompress(&self, frame: Frame, data: Vec<u8>) -> oneshot::Receiver<Result<Vec<u8>>> {
+        let compressor = Arc::clone(&self.compressor);
+        self.pool.submit(move || {
+            let mut raw = Vec::with_capacity(frame.raw as usize);
+            compressor.decompress(&data, frame.raw as usize, &mut raw)?;
+            Ok(raw)
+        })
+    }
+}
+
+/// Hands the oldest frame on. False when nobody reads any more.
+async fn deliver(
+    pending: &mut VecDeque<oneshot::Receiver<Result<Vec<u8>>>>,
+    tx: &mpsc::Sender<Result<Bytes>>,
+    hasher: &mut blake3::Hasher,
+    bytes: &mut u64,
+) -> Result<bool> {
+    let Some(oldest) = pending.pop_front() else { return Ok(true) };
+    let raw = received(oldest.await)?;
+    hasher.update(&raw);
+    *bytes += raw.len() as u64;
+    Ok(tx.send(Ok(raw.into())).await.is_ok())
+}
+
+/// Reads an object from the store, checks its length and digest, and passes the bytes on.
+async fn fetch(mut stored: Bytestream, chunks: mpsc::Sender<Bytes>, object: ObjectRecord) -> Result<()> {
+    let mut check = StoredCheck::new(object);
+    while let Some(chunk) = stored.next().await {
+        let chunk = chunk?;
+        check.update(&chunk);
+        if chunks.send(chunk).await.is_err() {
+            // The opening thread stopped: its error says why.
+            return Ok(());
+        }
+    }
+    check.finish()
+}
+
+/// Opens the seal and cuts the stream at its frames, on a thread of its own since age reads synchronously.
+fn open_on_thread(
+    cipher: Option<Arc<dyn Cipher>>,
+    from_store: mpsc::Receiver<Bytes>,
+    frames: Vec<Frame>,
+    to_pool: mpsc::Sender<(Frame, Vec<u8>)>,
+) -> Result<oneshot::Receiver<Result<()>>> {
+    let (tx, rx) = oneshot::channel();
+    let work = move || {
+        let from = Box::new(ChannelReader { chunks: from_store, current: Bytes::new() });
+        let mut reader: Box<dyn Read + Send> = match cipher {
+            Some(cipher) => cipher.open(from)?,
+            None => from,
+        };
+        let cut = |e: io::Error| match e.kind() {
+            io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Integrity, "it ends too early"),
+            _ => Error::new(ErrorKind::Integrity, "it is damaged").caused_by(e),
+        };
+        for frame in frames {
+            let mut data = vec![0; frame.stored as usize];
+            reader.read_exact(&mut data).map_err(cut)?;
+            if to_pool.blocking_send((frame, data)).is_err() {
+                return Ok(());
+            }
+        }
+        match reader.read(&mut [0]).map_err(cut)? {
+            0 => Ok(()),
+            _ => Err(Error::new(ErrorKind::Integrity, "it is longer than it should be")),
+        }
+    };
+    std::thread::Builder::new()
+        .name("pgark-open".into())
+        .spawn(move || {
+            // Nobody waits when the restore was cancelled.
+            let _ = tx.send(work());
+        })
+        .map_err(|e| Error::io("starting a thread", e))?;
+    Ok(rx)
+}
+
+struct ChannelReader {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let taken = self.current.len().min(buf.len());
+        self.current.copy_to_slice(&mut buf[..taken]);
+        Ok(taken)
+    }
+}
+
+/// Compares stored bytes with the record of their object.
+pub(crate) struct StoredCheck {
+    object: ObjectRecord,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl StoredCheck {
+    pub(crate) fn new(object: ObjectRecord) -> Self {
+        Self { object, hasher: blake3::Hasher::new(), bytes: 0 }
+    }
+
+    pub(crate) fn update(&mut self, chunk: &[u8]) {
+        self.hasher.update(chunk);
+        self.bytes += chunk.len() as u64;
+    }
+
+    pub(crate) fn finish(self) -> Result<()> {
+        let expected = &self.object;
+        if self.bytes != expected.bytes {
+            let why = format!("it has {} bytes instead of {}", self.bytes, expected.bytes);
+            return Err(damaged(&expected.key, &why));
+        }
+        if Digest::from(self.hasher.finalize()) != expected.blake3 {
+            return Err(damaged(&expected.key, "its bytes are not those that were written"));
+        }
+        Ok(())
+    }
+}
+
+/// Reads an object through and compares it with its record: no key is needed.
+pub(crate) async fn check_stored(store: &dyn Store, folder: &str, object: &ObjectRecord) -> Result<()> {
+    let mut stream = store.read(&format!("{folder}/{}", object.key), None).await?;
+    let mut check = StoredCheck::new(object.clone());
+    while let Some(chunk) = stream.next().await {
+        check.update(&chunk?);
+    }
+    check.finish()
+}
+
+fn damaged(what: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Integrity, format!("{what} is damaged: {why}"))
+        .with_hint("restore from another backup or another copy; pgark verify shows what else is damaged")
+}

@@ -1,0 +1,63 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use serde_json::{Map, Value};
+
+use super::Totals;
+use super::read::{PartReader, read_part};
+use crate::dumper::{PartInfo, PartSource, PartSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::repository::{BackupContents, BackupRecord};
+use crate::store::Bytestream;
+
+/// The parts of one backup.
+pub(crate) struct Source {
+    pub(crate) reader: PartReader,
+    pub(crate) record: BackupRecord,
+    pub(crate) contents: BackupContents,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) totals: Arc<Totals>,
+}
+
+#[async_trait]
+impl PartSource for Source {
+    fn parts(&self) -> Vec<PartInfo> {
+        let kind_of = |part| self.record.parts.iter().find(|r| r.part == part).map(|r| r.kind.clone());
+        self.contents
+            .parts
+            .iter()
+            .map(|p| PartInfo {
+                part: p.part,
+                spec: PartSpec { kind: kind_of(p.part).unwrap_or_default(), name: p.name.clone() },
+                raw_bytes: p.raw_bytes,
+            })
+            .collect()
+    }
+
+    fn contents(&self) -> &Map<String, Value> {
+        &self.contents.source
+    }
+
+    fn facts(&self) -> &Map<String, Value> {
+        &self.record.source
+    }
+
+    async fn open(&self, part: u32) -> Result<Bytestream> {
+        let record = self.record.parts.iter().find(|r| r.part == part);
+        let contents = self.contents.parts.iter().find(|c| c.part == part);
+        let (Some(record), Some(contents)) = (record, contents) else {
+            return Err(Error::new(ErrorKind::ObjectMissing, format!("the backup has no part {part}")));
+        };
+        let (totals, observer) = (Arc::clone(&self.totals), Arc::clone(&self.observer));
+        let stream = read_part(self.reader.clone(), record.clone(), contents.clone());
+        Ok(stream
+            .inspect(move |chunk| {
+                if let Ok(chunk) = chunk {
+                    totals.add(chunk.len() as u64, 0, &*observer);
+                }
+            })
+            .boxed())
+    }
+}

@@ -1,0 +1,202 @@
+//! What backups a cluster has, found with a few requests.
+//!
+//! An index object holds the summaries of all records known when it was written, and a *horizon*: the state of
+//! every run with a smaller id is final. So a reader takes the newest index, lists the names of the runs from
+//! the horizon on, and reads the records that the index does not know. An index is a cache: without it, or
+//! with an old one, the answer is the same and takes longer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use super::open::RECORD_LIMIT;
+use super::record::{from_json, to_json};
+use super::{BackupId, BackupRecord, BackupSummary, ClusterName, FORMAT, Repository, State, layout};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Created, Entry, Meta, list_sorted, read_if_there};
+
+/// Runs younger than this are always looked for: the clocks of hosts may differ a little, and a run that was
+/// given up may still have stored something.
+const HORIZON_LAG: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// How many records are read at once.
+const READS: usize = 16;
+
+/// `index/<ulid>.json.zst`
+#[derive(Serialize, Deserialize)]
+struct Index {
+    format: u32,
+    horizon: String,
+    backups: Vec<BackupSummary>,
+    abandoned: Vec<BackupId>,
+}
+
+/// A run without a record: at work, or dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// The backup that it would be.
+    pub id: BackupId,
+}
+
+/// The backups of a cluster at one time.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    cluster: ClusterName,
+    backups: BTreeMap<BackupId, BackupSummary>,
+    abandoned: BTreeSet<BackupId>,
+    unfinished: Vec<Unfinished>,
+    superseded: Vec<String>,
+}
+
+impl Catalog {
+    /// Reads the catalog of a cluster. One without backups is empty.
+    pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        let (index, superseded) = newest_index(repository, cluster).await?;
+        let (horizon, known, known_abandoned) = match index {
+            Some(index) => (Some(index.horizon), index.backups, index.abandoned),
+            None => (None, Vec::new(), Vec::new()),
+        };
+        let mut catalog = Self {
+            cluster: cluster.clone(),
+            backups: known.into_iter().map(|b| (b.id.clone(), b)).collect(),
+            abandoned: BTreeSet::new(),
+            unfinished: Vec::new(),
+            superseded,
+        };
+        let known_abandoned: BTreeSet<BackupId> = known_abandoned.into_iter().collect();
+        let mut unknown = Vec::new();
+        let mut there = BTreeSet::new();
+        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), horizon.as_deref()).await? {
+            // What has no name of ours is not ours to judge.
+            let (Entry::Folder(_), Ok(id)) = (&entry, entry.name().parse::<BackupId>()) else { continue };
+            there.insert(id.clone());
+            if known_abandoned.contains(&id) {
+                catalog.abandoned.insert(id);
+            } else if !catalog.backups.contains_key(&id) {
+                unknown.push(id);
+            }
+        }
+        // Whatever the horizon does not cover and is gone was deleted after the index was written.
+        catalog.backups.retain(|id, _| horizon.as_deref().is_some_and(|h| id.as_str() <= h) || there.contains(id));
+        let records: Vec<(BackupId, Option<BackupRecord>)> = futures::stream::iter(unknown)
+            .map(|id| async move { repository.record_if_there(cluster, &id).await.map(|record| (id, record)) })
+            .buffer_unordered(READS)
+            .try_collect()
+            .await?;
+        for (id, record) in records {
+            match record.map(|r| r.summary) {
+                None => catalog.unfinished.push(Unfinished { id }),
+                Some(summary) if summary.state == State::Committed => {
+                    catalog.backups.insert(id, summary);
+                }
+                Some(_) => {
+                    catalog.abandoned.insert(id);
+                }
+            }
+        }
+        catalog.unfinished.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(catalog)
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// The backups, oldest first.
+    pub fn backups(&self) -> impl DoubleEndedIterator<Item = &BackupSummary> + ExactSizeIterator {
+        self.backups.values()
+    }
+
+    /// Runs without a record, oldest first.
+    pub fn unfinished(&self) -> &[Unfinished] {
+        &self.unfinished
+    }
+
+    /// Runs that were given up, as far as the catalog still looks at them.
+    pub(super) fn abandoned(&self) -> impl Iterator<Item = &BackupId> {
+        self.abandoned.iter()
+    }
+
+    /// Finds a backup: `latest`, an id, or the beginning of exactly one id.
+    ///
+    /// # Errors
+    /// [`BackupNotFound`](ErrorKind::BackupNotFound)
+    pub fn find(&self, wanted: &str) -> Result<&BackupSummary> {
+        let missing = |message: String| {
+            Error::new(ErrorKind::BackupNotFound, message).with_hint("pgark list shows the backups that there are")
+        };
+        if wanted == "latest" {
+            return self.backups().next_back().ok_or_else(|| missing(format!("there is no backup of {}", self.cluster)));
+        }
+        let mut found = self.backups().filter(|b| !wanted.is_empty() && b.id.as_str().starts_with(wanted));
+        match (found.next(), found.next()) {
+            (Some(one), None) => Ok(one),
+            (Some(_), Some(_)) => Err(missing(format!("several ids begin with {wanted}"))),
+            (None, _) => Err(missing(format!("there is no backup {wanted} of {}", self.cluster))),
+        }
+    }
+
+    /// Writes the index anew and removes those that it replaces. Returns the store's time.
+    pub async fn write_index(&self, repository: &Repository) -> Result<Timestamp> {
+        let store = repository.store();
+        let recent = BackupId::floor(Timestamp::now() - HORIZON_LAG);
+        let horizon = match self.unfinished.first() {
+            Some(oldest) => recent.min(oldest.id.to_string()),
+            None => recent,
+        };
+        let index = Index {
+            format: FORMAT,
+            horizon,
+            backups: self.backups.values().cloned().collect(),
+            abandoned: self.abandoned.iter().cloned().collect(),
+        };
+        let json = to_json(&index)?;
+        let body = zstd::bulk::compress(&json, 3).map_err(|e| Error::io("compressing the index", e))?;
+        let key = format!("{}/{}.json.zst", layout::index(&self.cluster), Ulid::generate());
+        if store.create(&key, body.into()).await? == Created::Other {
+            return Err(Error::internal("a new name is taken already"));
+        }
+        let written = store.head(&key).await?.modified;
+        for result in store.delete(&self.superseded).await {
+            if let Err(error) = result {
+                tracing::debug!(%error, "an old index stays");
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// The newest index that can be read, and the keys of all that there are.
+async fn newest_index(repository: &Repository, cluster: &ClusterName) -> Result<(Option<Index>, Vec<String>)> {
+    let store = &**repository.store();
+    let mut found: Vec<Meta> = list_sorted(store, &layout::index(cluster), None)
+        .await?
+        .into_iter()
+        .filter_map(|entry| match entry {
+            Entry::Object(meta) => Some(meta),
+            Entry::Folder(_) => None,
+        })
+        .collect();
+    found.sort_by(|a, b| (a.modified, &a.key).cmp(&(b.modified, &b.key)));
+    let keys = found.iter().map(|meta| meta.key.clone()).collect();
+    for meta in found.iter().rev() {
+        // Another host may have replaced it since.
+        let Some(body) = read_if_there(store, &meta.key, RECORD_LIMIT).await? else { continue };
+        match parse_index(&body, &meta.key) {
+            Ok(index) => return Ok((Some(index), keys)),
+            Err(error) if error.kind() == ErrorKind::NewerFormat => return Err(error),
+            Err(error) => tracing::warn!(%error, "an index cannot be used; the records are read instead"),
+        }
+    }
+    Ok((None, keys))
+}
+
+fn parse_index(body: &[u8], key: &str) -> Result<Index> {
+    let json = zstd::bulk::decompress(body, RECORD_LIMIT)
+        .map_err(|e| Error::new(ErrorKind::Integrity, format!("{key} is damaged: {e}")))?;
+    from_json(&json, key)
+}

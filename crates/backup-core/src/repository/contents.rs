@@ -1,0 +1,72 @@
+//! The sealed contents of a backup: JSON, compressed with zstd, encrypted like the parts.
+
+use std::io::{Cursor, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::open::RECORD_LIMIT;
+use super::record::{from_json, to_json};
+use super::{BackupContents, BackupRecord, Digest, Repository, layout};
+use crate::encryptor::Cipher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::read_whole;
+
+/// Contents as they are stored.
+pub(crate) fn seal_contents(contents: &BackupContents, cipher: Option<&dyn Cipher>) -> Result<Bytes> {
+    let failed = |e| Error::io("sealing the contents", e);
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).map_err(failed)?;
+    encoder.include_checksum(true).map_err(failed)?;
+    encoder.write_all(&to_json(contents)?).map_err(failed)?;
+    let compressed = encoder.finish().map_err(failed)?;
+    let Some(cipher) = cipher else { return Ok(compressed.into()) };
+    let sealed = Collected::default();
+    let mut seal = cipher.seal(Box::new(sealed.clone()))?;
+    seal.write_all(&compressed).map_err(failed)?;
+    seal.finish().map_err(failed)?;
+    Ok(std::mem::take(&mut *sealed.0.lock().unwrap_or_else(PoisonError::into_inner)).into())
+}
+
+#[derive(Clone, Default)]
+struct Collected(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Collected {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads, checks and opens the contents of a backup.
+pub(crate) async fn open_contents(
+    repository: &Repository,
+    record: &BackupRecord,
+    cipher: Option<Arc<dyn Cipher>>,
+) -> Result<BackupContents> {
+    let damaged = |why: &str| {
+        let message = format!("the contents of backup {} are damaged: {why}", record.id);
+        Error::new(ErrorKind::Integrity, message)
+            .with_hint("restore from another backup or another copy; pgark verify shows what else is damaged")
+    };
+    let object = record.contents.as_ref().ok_or_else(|| damaged("the record names none"))?;
+    let key = format!("{}/{}", layout::backup(&record.cluster, &record.id), object.key);
+    let stored = read_whole(&**repository.store(), &key, RECORD_LIMIT).await?;
+    if stored.len() as u64 != object.bytes || Digest::of(&stored) != object.blake3 {
+        return Err(damaged("its bytes are not those that were written"));
+    }
+    let from: Box<dyn Read + Send> = Box::new(Cursor::new(stored));
+    let from = match cipher {
+        Some(cipher) => cipher.open(from)?,
+        None => from,
+    };
+    let decoder = zstd::Decoder::new(from).map_err(|e| damaged(&e.to_string()))?;
+    let mut json = Vec::new();
+    // A hostile frame may expand without end.
+    let mut limited = decoder.take(16 * RECORD_LIMIT as u64);
+    limited.read_to_end(&mut json).map_err(|e| damaged(&e.to_string()))?;
+    from_json(&json, &key)
+}

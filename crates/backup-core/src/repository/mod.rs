@@ -1,0 +1,29 @@
+//! The repository: what stands where in a store, when a backup exists, and who may delete what.
+//!
+//! `docs/format.md` specifies every object. The rules in one paragraph: a run announces itself in
+//! `started.json`, stores its parts, and commits by creating `backup.json`; nothing is a backup without it.
+//! `backup.json` is created exactly once, as *committed* by the run or as *abandoned* by whoever gives the
+//! run up, so that only one of them wins. Nothing is overwritten.
+
+mod catalog;
+mod contents;
+mod id;
+mod keys;
+pub mod layout;
+mod open;
+mod record;
+mod run;
+mod sweep;
+
+pub use catalog::{Catalog, Unfinished};
+pub use id::{BackupId, ClusterName};
+pub use keys::{Rotated, rotate_key};
+pub(crate) use contents::{open_contents, seal_contents};
+pub(crate) use keys::open_cipher;
+pub use open::{Abilities, FORMAT, Repository};
+pub use record::{
+    BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents, PartRecord,
+    Started, State, Tool,
+};
+pub(crate) use run::Run;
+pub use sweep::{DEFAULT_GRACE, Swept};

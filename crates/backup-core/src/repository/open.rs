@@ -1,0 +1,157 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use ulid::Ulid;
+
+use super::layout;
+use super::record::{Tool, from_json, to_json};
+use super::{BackupId, BackupRecord, ClusterName};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Created, Entry, Store, list_sorted, read_if_there, read_whole};
+
+/// The version of the repository format that this pgark reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// More than any record has, so that a wrong object is not read into memory without end.
+pub(super) const RECORD_LIMIT: usize = 256 * 1024 * 1024;
+
+/// What a store can do, found out when the repository was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abilities {
+    /// It refuses to create an object that exists. Without it two writers cannot be told apart, and the
+    /// sweep runs only when it is asked for.
+    pub conditional_create: bool,
+    /// The credentials may delete. They need not: then leftovers and old backups stay.
+    pub delete: bool,
+}
+
+/// `pgark.json`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Marker {
+    format: u32,
+    id: String,
+    created: Timestamp,
+    tool: Tool,
+    abilities: Abilities,
+    #[serde(flatten)]
+    other: Map<String, Value>,
+}
+
+/// An opened repository. Cloning shares the store.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    store: Arc<dyn Store>,
+    marker: Marker,
+}
+
+impl Repository {
+    /// Opens the repository in `store`.
+    ///
+    /// # Errors
+    /// [`NotARepository`](ErrorKind::NotARepository), [`NewerFormat`](ErrorKind::NewerFormat), and those of
+    /// the store.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self> {
+        let Some(body) = read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? else {
+            return Err(Error::new(ErrorKind::NotARepository, format!("there is no repository at {}", store.location()))
+                .with_hint("check the URL; pgark init makes one"));
+        };
+        Self::from_marker(store, &body)
+    }
+
+    fn from_marker(store: Arc<dyn Store>, body: &[u8]) -> Result<Self> {
+        Ok(Self { store, marker: from_json(body, layout::REPOSITORY)? })
+    }
+
+    /// Makes a repository in `store`, or opens the one that is there. True where it is new.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict) where the place holds something else.
+    pub async fn init(store: Arc<dyn Store>) -> Result<(Self, bool)> {
+        if let Some(body) = read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? {
+            return Ok((Self::from_marker(store, &body)?, false));
+        }
+        let location = store.location().to_owned();
+        if let Some(entry) = list_sorted(&*store, "", None).await?.first() {
+            return Err(Error::new(ErrorKind::Conflict, format!("{location} is not empty, and no repository: it holds {:?}", entry.name()))
+                .with_hint("give an empty place, or a folder in it that does not exist yet"));
+        }
+        let abilities = probe(&*store).await?;
+        let marker = Marker {
+            format: FORMAT,
+            id: Ulid::generate().to_string(),
+            created: Timestamp::now(),
+            tool: Tool::this(),
+            abilities,
+            other: Map::new(),
+        };
+        match store.create(layout::REPOSITORY, to_json(&marker)?).await? {
+            Created::New | Created::Same => Ok((Self { store, marker }, true)),
+            // Somebody was faster.
+            Created::Other => Ok((Self::open(store).await?, false)),
+        }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Id of the repository, a ULID.
+    pub fn id(&self) -> &str {
+        &self.marker.id
+    }
+
+    /// What the store can do.
+    pub fn abilities(&self) -> &Abilities {
+        &self.marker.abilities
+    }
+
+    /// Names of the clusters, sorted.
+    pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
+        let entries = list_sorted(&*self.store, layout::CLUSTERS, None).await?;
+        entries.iter().filter(|e| matches!(e, Entry::Folder(_))).map(|e| e.name().parse()).collect()
+    }
+
+    /// Reads the record of a backup.
+    ///
+    /// # Errors
+    /// [`BackupNotFound`](ErrorKind::BackupNotFound), also when the run has not committed.
+    pub async fn record(&self, cluster: &ClusterName, id: &BackupId) -> Result<BackupRecord> {
+        let missing = || {
+            Error::new(ErrorKind::BackupNotFound, format!("there is no backup {id} of {cluster}"))
+                .with_hint("pgark list shows the backups that there are")
+        };
+        let record = self.record_if_there(cluster, id).await?.ok_or_else(missing)?;
+        if record.state == super::State::Abandoned {
+            return Err(Error::new(ErrorKind::BackupNotFound, format!("the run {id} was given up and left no backup"))
+                .with_hint("pgark list shows the backups that there are"));
+        }
+        Ok(record)
+    }
+
+    pub(super) async fn record_if_there(&self, cluster: &ClusterName, id: &BackupId) -> Result<Option<BackupRecord>> {
+        let key = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
+        let Some(body) = read_if_there(&*self.store, &key, RECORD_LIMIT).await? else { return Ok(None) };
+        let record: BackupRecord = from_json(&body, &key)?;
+        if record.id != *id || record.cluster != *cluster {
+            return Err(Error::new(ErrorKind::Integrity, format!("{key} is the record of another backup, {}", record.id)));
+        }
+        Ok(Some(record))
+    }
+}
+
+/// Tries what the store can do, on an object of its own.
+async fn probe(store: &dyn Store) -> Result<Abilities> {
+    let key = format!("probe/{}", Ulid::generate());
+    if store.create(&key, Bytes::from_static(b"first")).await? != Created::New {
+        return Err(Error::internal("a new name is taken already"));
+    }
+    let second = store.create(&key, Bytes::from_static(b"second")).await?;
+    let kept = read_whole(store, &key, 64).await?;
+    let conditional_create = second == Created::Other && kept == "first";
+    let delete = store.delete(&[key]).await.into_iter().all(|r| r.is_ok());
+    Ok(Abilities { conditional_create, delete })
+}

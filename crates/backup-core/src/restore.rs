@@ -1,0 +1,182 @@
+//! Reading a backup: opening its contents, and giving its parts to a restorer.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+
+use crate::codec;
+use crate::compressor::Compressor;
+use crate::dumper::{Ctx, PartSource, Restorer};
+use crate::encryptor::Encryptor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer, Silent};
+use crate::pipeline::{CpuPool, Source, Totals};
+use crate::repository::{BackupRecord, BackupSummary, Repository, layout, open_cipher, open_contents};
+
+/// A restore ready to run. Made by [`Restore::builder`].
+pub struct Restore {
+    repository: Repository,
+    record: BackupRecord,
+    restorer: Arc<dyn Restorer>,
+    reading: Reading,
+}
+
+/// How parts are read: keys, methods, threads.
+#[derive(Clone)]
+pub(crate) struct Reading {
+    pub(crate) encryptor: Option<Arc<dyn Encryptor>>,
+    pub(crate) compressor: Option<Arc<dyn Compressor>>,
+    pub(crate) pool: CpuPool,
+    pub(crate) jobs: usize,
+    pub(crate) observer: Arc<dyn Observer>,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Restored {
+    /// The backup that was restored.
+    pub backup: BackupSummary,
+    /// Bytes after decompression.
+    pub raw_bytes: u64,
+    /// What the restorer tells: the database, for example.
+    pub target: Map<String, Value>,
+}
+
+/// Collects what a [`Restore`] is made of. Needed are a repository, the record of a backup, and a restorer.
+#[derive(Default)]
+pub struct RestoreBuilder {
+    repository: Option<Repository>,
+    record: Option<BackupRecord>,
+    restorer: Option<Arc<dyn Restorer>>,
+    encryptor: Option<Arc<dyn Encryptor>>,
+    compressor: Option<Arc<dyn Compressor>>,
+    jobs: Option<usize>,
+    pool: Option<CpuPool>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl RestoreBuilder {
+    /// Where the backup is, and its record: see [`Repository::record`] and
+    /// [`Catalog::find`](crate::repository::Catalog::find).
+    #[must_use]
+    pub fn backup(mut self, repository: Repository, record: BackupRecord) -> Self {
+        self.repository = Some(repository);
+        self.record = Some(record);
+        self
+    }
+
+    /// Who takes the parts.
+    #[must_use]
+    pub fn restorer(mut self, restorer: impl Restorer + 'static) -> Self {
+        self.restorer = Some(Arc::new(restorer));
+        self
+    }
+
+    /// What opens the backup's key.
+    #[must_use]
+    pub fn encryptor(mut self, encryptor: impl Encryptor + 'static) -> Self {
+        self.encryptor = Some(Arc::new(encryptor));
+        self
+    }
+
+    /// An application's own compression method; those of [`codec`] are known.
+    #[must_use]
+    pub fn compressor(mut self, compressor: impl Compressor + 'static) -> Self {
+        self.compressor = Some(Arc::new(compressor));
+        self
+    }
+
+    /// How much is done at once; by default as much as there are cores.
+    #[must_use]
+    pub fn jobs(mut self, jobs: usize) -> Self {
+        self.jobs = Some(jobs);
+        self
+    }
+
+    /// Shares the threads of other runs.
+    #[must_use]
+    pub fn pool(mut self, pool: CpuPool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Who is told what happens.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Checks that it all fits.
+    pub fn build(self) -> Result<Restore> {
+        let missing = |what: &str| Error::new(ErrorKind::Usage, format!("a restore needs {what}"));
+        let record = self.record.ok_or_else(|| missing("a backup"))?;
+        let restorer = self.restorer.ok_or_else(|| missing("a restorer"))?;
+        if !restorer.accepts(&record.kind) {
+            let message = format!("backup {} is {}, which cannot be restored this way", record.id, record.kind);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let mut reading = Reading::new(self.encryptor, self.jobs, self.pool, self.observer)?;
+        reading.compressor = self.compressor;
+        Ok(Restore { repository: self.repository.ok_or_else(|| missing("a repository"))?, record, restorer, reading })
+    }
+}
+
+impl Restore {
+    /// Starts to compose one.
+    pub fn builder() -> RestoreBuilder {
+        RestoreBuilder::default()
+    }
+
+    /// Runs it.
+    pub async fn run(&self, cancel: &CancellationToken) -> Result<Restored> {
+        let totals = Arc::new(Totals::default());
+        let source = self.reading.open(&self.repository, &self.record, Arc::clone(&totals)).await?;
+        let expected = source.parts().iter().map(|p| p.raw_bytes).sum();
+        self.reading.observer.event(&Event::Expected { raw_bytes: expected });
+        let ctx = Ctx::new(cancel.child_token(), self.reading.jobs, Arc::clone(&self.reading.observer));
+        let target = self.restorer.restore(Arc::new(source), &ctx).await;
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled());
+        }
+        Ok(Restored { backup: self.record.summary.clone(), raw_bytes: totals.raw(), target: target? })
+    }
+}
+
+impl Reading {
+    pub(crate) fn new(
+        encryptor: Option<Arc<dyn Encryptor>>,
+        jobs: Option<usize>,
+        pool: Option<CpuPool>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Self> {
+        let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        let pool = match pool {
+            Some(pool) => pool,
+            None => CpuPool::new(jobs)?,
+        };
+        let observer = observer.unwrap_or_else(|| Arc::new(Silent));
+        Ok(Self { encryptor, compressor: None, pool, jobs, observer })
+    }
+
+    /// Opens a backup: its key, then its contents.
+    pub(crate) async fn open(&self, repository: &Repository, record: &BackupRecord, totals: Arc<Totals>) -> Result<Source> {
+        let cipher = open_cipher(repository, record, self.encryptor.as_ref()).await?;
+        let contents = open_contents(repository, record, cipher.clone()).await?;
+        let compressor = match &self.compressor {
+            Some(own) if own.name() == record.compression => Arc::clone(own),
+            _ => codec::by_name(&record.compression)?,
+        };
+        let reader = crate::pipeline::PartReader {
+            store: Arc::clone(repository.store()),
+            folder: layout::backup(&record.cluster, &record.id),
+            pool: self.pool.clone(),
+            compressor,
+            cipher,
+        };
+        Ok(Source { reader, record: record.clone(), contents, observer: Arc::clone(&self.observer), totals })
+    }
+}

@@ -1,0 +1,152 @@
+//! The trait of a place that keeps objects. Implementations are in the crate `backup-storage`, with a
+//! conformance suite that checks any other one.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes as they come from a store. An error ends the stream.
+pub type Bytestream = BoxStream<'static, Result<Bytes>>;
+
+/// What [`Store::create`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object is there now, and was not before.
+    New,
+    /// An object with the same bytes was there already.
+    Same,
+    /// An object with other bytes has this key; it was left alone.
+    Other,
+}
+
+/// An object of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Its key, `clusters/main/backups/…/backup.json`.
+    pub key: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
+}
+
+/// What a folder of a store holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// An object.
+    Object(Meta),
+    /// A folder: its key, without a slash at the end.
+    Folder(String),
+}
+
+impl Entry {
+    /// The last component of the key.
+    pub fn name(&self) -> &str {
+        let key = match self {
+            Entry::Object(meta) => &meta.key,
+            Entry::Folder(key) => key,
+        };
+        key.rsplit('/').next().unwrap_or(key)
+    }
+}
+
+/// Keeps objects by key. Keys are `/`-separated names of `A-Z a-z 0-9 . _ -`; no name begins with a dot.
+///
+/// # Contract
+/// - **Atomic.** An object is there whole, or not at all. A reader never sees one half written.
+/// - **Durable.** When [`Store::create`] or [`Upload::finish`] has returned, the object survives a crash of
+///   this process and of this machine.
+/// - **Never overwritten.** No call replaces an object. `create` compares; `upload` is only given keys that
+///   nobody else uses, and fails with [`Conflict`](ErrorKind::Conflict) where the store can tell.
+/// - **Repeatable.** A call whose outcome is unknown may be made again: `create` then answers `Same`.
+/// - **Consistent.** A call that starts after another has returned sees what it did, listings too.
+/// - **Errors.** Absent: [`ObjectMissing`](ErrorKind::ObjectMissing), and only when the store said so.
+///   No answer: [`StoreUnavailable`](ErrorKind::StoreUnavailable). [`Error::retryable`] says whether another
+///   try may help; retries with backoff belong to the implementation. Every call ends in bounded time.
+/// - A clone of the handle (an `Arc`) shares connections and limits.
+#[async_trait]
+pub trait Store: Send + Sync + Debug {
+    /// The place as text, for messages. Without secrets.
+    fn location(&self) -> &str;
+
+    /// How many chunks one [`Upload`] holds at most, the one being written included. Memory is reserved by it.
+    fn upload_chunks(&self) -> usize;
+
+    /// Creates an object, unless the key is taken.
+    async fn create(&self, key: &str, body: Bytes) -> Result<Created>;
+
+    /// Starts an object that is written in chunks.
+    async fn upload(&self, key: &str) -> Result<Box<dyn Upload>>;
+
+    /// Reads an object, or `range` of it. A range beyond the end is an error.
+    async fn read(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytestream>;
+
+    /// Looks at an object without reading it.
+    async fn head(&self, key: &str) -> Result<Meta>;
+
+    /// Objects and folders directly in `folder`, whose names sort after `after`, in any order. A folder
+    /// that does not exist is empty. A folder is there as long as something is in it.
+    fn list(&self, folder: &str, after: Option<&str>) -> BoxStream<'static, Result<Entry>>;
+
+    /// Deletes objects; one answer for each key, in their order. An absent one is a success.
+    async fn delete(&self, keys: &[String]) -> Vec<Result<()>>;
+
+    /// Removes temporaries of dead writers older than `age`, where the store keeps any; how many there were.
+    async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
+        let _ = age;
+        Ok(0)
+    }
+}
+
+/// An object being uploaded. It exists when `finish` has returned, and only then.
+#[async_trait]
+pub trait Upload: Send {
+    /// Adds a chunk. All chunks but the last have the same length, at least 5 MiB: that is what S3 and
+    /// compatible stores ask of the parts of a multipart upload.
+    async fn write(&mut self, chunk: Bytes) -> Result<()>;
+
+    /// Completes the object.
+    async fn finish(self: Box<Self>) -> Result<()>;
+
+    /// Throws away what was uploaded. Dropping an upload does less: a remote store may keep invisible
+    /// pieces until a lifecycle rule removes them.
+    async fn abort(self: Box<Self>) -> Result<()>;
+}
+
+/// Reads a whole object of at most `limit` bytes.
+pub async fn read_whole(store: &dyn Store, key: &str, limit: usize) -> Result<Bytes> {
+    let mut stream = store.read(key, None).await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        if body.len() + chunk.len() > limit {
+            return Err(Error::new(ErrorKind::Integrity, format!("{key} is longer than {limit} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
+}
+
+/// Reads a whole object, or nothing when it is absent.
+pub async fn read_if_there(store: &dyn Store, key: &str, limit: usize) -> Result<Option<Bytes>> {
+    match read_whole(store, key, limit).await {
+        Ok(body) => Ok(Some(body)),
+        Err(e) if e.kind() == ErrorKind::ObjectMissing => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Lists a folder into memory, sorted by name.
+pub async fn list_sorted(store: &dyn Store, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = store.list(folder, after).try_collect().await?;
+    entries.sort_by(|a, b| a.name().cmp(b.name()));
+    Ok(entries)
+}

@@ -1,0 +1,181 @@
+//! Proves that a backup is what was written: every stored byte against its digest, and with a key every raw
+//! byte as well.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::dumper::PartSource;
+use crate::encryptor::Encryptor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::pipeline::{CpuPool, Totals, check_stored};
+use crate::repository::{BackupId, BackupRecord, Repository, layout};
+use crate::restore::Reading;
+
+/// How deep a verification went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Depth {
+    /// The stored bytes, against the record. It needs no key.
+    Stored,
+    /// The stored bytes, opened and decompressed, against the contents too.
+    Raw,
+}
+
+/// Something that is wrong with a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What: the key of an object, or `part 3`.
+    pub what: String,
+    /// Whether it is there at all.
+    pub missing: bool,
+    /// Why, in a line.
+    pub why: String,
+}
+
+/// The result for one backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// The backup.
+    pub id: BackupId,
+    /// How deep.
+    pub depth: Depth,
+    /// How many objects were read.
+    pub objects: u64,
+    /// How many stored bytes the record names for them.
+    pub stored_bytes: u64,
+    /// How many raw bytes were compared.
+    pub raw_bytes: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// What to verify with.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct VerifyOptions {
+    /// Opens the key. Without it the stored bytes are compared, and the raw ones only where they are not
+    /// encrypted.
+    pub encryptor: Option<Arc<dyn Encryptor>>,
+    /// Compares stored bytes only.
+    pub stored_only: bool,
+    /// How much is done at once.
+    pub jobs: Option<usize>,
+    /// Threads of other runs to share.
+    pub pool: Option<CpuPool>,
+    /// Who is told.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+/// Verifies one backup. What is damaged or missing stands in the report; an error means that the question
+/// could not be answered: no key, a store that does not answer.
+pub async fn verify(
+    repository: &Repository,
+    record: &BackupRecord,
+    options: VerifyOptions,
+    cancel: &CancellationToken,
+) -> Result<Report> {
+    let readable = record.encryption.is_none() || options.encryptor.is_some();
+    let depth = if options.stored_only || !readable { Depth::Stored } else { Depth::Raw };
+    let mut report = Report {
+        id: record.id.clone(),
+        depth,
+        objects: record.objects().count() as u64,
+        stored_bytes: record.objects().map(|o| o.bytes).sum(),
+        raw_bytes: 0,
+        findings: Vec::new(),
+    };
+    let work = async {
+        match depth {
+            Depth::Stored => stored(repository, record, &options, &mut report).await,
+            Depth::Raw => raw(repository, record, options, &mut report).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Error::cancelled()),
+        done = work => done.map(|()| report),
+    }
+}
+
+async fn stored(
+    repository: &Repository,
+    record: &BackupRecord,
+    options: &VerifyOptions,
+    report: &mut Report,
+) -> Result<()> {
+    let folder = layout::backup(&record.cluster, &record.id);
+    let reading = Reading::new(None, options.jobs, options.pool.clone(), options.observer.clone())?;
+    let totals = Totals::default();
+    let mut checks = futures::stream::iter(record.objects())
+        .map(|object| {
+            let folder = &folder;
+            async move { (object, check_stored(&**repository.store(), folder, object).await) }
+        })
+        .buffered(reading.jobs);
+    while let Some((object, result)) = checks.next().await {
+        totals.add(0, object.bytes, &*reading.observer);
+        note(report, format!("{folder}/{}", object.key), result)?;
+    }
+    Ok(())
+}
+
+async fn raw(
+    repository: &Repository,
+    record: &BackupRecord,
+    options: VerifyOptions,
+    report: &mut Report,
+) -> Result<()> {
+    let totals = Arc::new(Totals::default());
+    let reading = Reading::new(options.encryptor.clone(), options.jobs, options.pool.clone(), options.observer.clone())?;
+    let source = match reading.open(repository, record, Arc::clone(&totals)).await {
+        Ok(source) => source,
+        Err(error) => {
+            // Without its contents nothing can be opened; the stored bytes still tell what else is wrong.
+            let what = record.contents.as_ref().map_or("contents", |c| &c.key).to_owned();
+            note(report, format!("{}/{what}", layout::backup(&record.cluster, &record.id)), Err(error))?;
+            report.depth = Depth::Stored;
+            let before = std::mem::take(&mut report.findings);
+            stored(repository, record, &options, report).await?;
+            let known: Vec<String> = report.findings.iter().map(|f| f.what.clone()).collect();
+            report.findings.extend(before.into_iter().filter(|f| !known.contains(&f.what)));
+            return Ok(());
+        }
+    };
+    for part in source.parts() {
+        let result = async {
+            let mut stream = source.open(part.part).await?;
+            while let Some(chunk) = stream.next().await {
+                chunk?;
+            }
+            Ok(())
+        };
+        note(report, format!("part {} ({})", part.part, part.spec.name), result.await)?;
+    }
+    report.raw_bytes = totals.raw();
+    Ok(())
+}
+
+/// Files a result: damage is a finding, everything else that went wrong an error.
+fn note(report: &mut Report, what: String, result: Result<()>) -> Result<()> {
+    match result {
+        Ok(()) => {}
+        Err(e) if matches!(e.kind(), ErrorKind::Integrity | ErrorKind::ObjectMissing) => {
+            let missing = e.kind() == ErrorKind::ObjectMissing;
+            report.findings.push(Finding { what, missing, why: e.to_string() });
+        }
+        Err(e) => return Err(e.doing(format!("verifying {what}"))),
+    }
+    Ok(())
+}

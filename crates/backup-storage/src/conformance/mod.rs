@@ -1,0 +1,159 @@
+//! Checks that a store keeps the contract of [`Store`](backup_core::Store). Run [`check`] against your own
+//! implementation in a test; it panics with a sentence that says what is wrong.
+
+mod faulty;
+
+use std::sync::Arc;
+
+use backup_core::{Created, Entry, ErrorKind, Store, list_sorted, read_whole};
+use bytes::Bytes;
+use futures::TryStreamExt;
+
+pub use faulty::{Fault, Faulty};
+
+/// Chunks as large as S3 wants the parts of an upload.
+const CHUNK: usize = 5 * 1024 * 1024;
+
+/// Checks `store`, which must be empty, and leaves it empty.
+///
+/// # Panics
+/// Where the store does not keep the contract.
+pub async fn check(store: Arc<dyn Store>) {
+    creates(&*store).await;
+    uploads(&*store).await;
+    ranges(&*store).await;
+    listings(&*store).await;
+    one_of_many_creators_wins(&store).await;
+    deletes(&*store).await;
+}
+
+fn bytes(seed: u8, len: usize) -> Bytes {
+    let mut state = u32::from(seed) + 1;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+async fn creates(store: &dyn Store) {
+    assert_eq!(store.create("a/one.json", bytes(1, 100)).await.unwrap(), Created::New, "a new object is new");
+    assert_eq!(store.create("a/one.json", bytes(1, 100)).await.unwrap(), Created::Same, "the same bytes again are the same");
+    assert_eq!(store.create("a/one.json", bytes(2, 100)).await.unwrap(), Created::Other, "other bytes are refused");
+    assert_eq!(store.create("a/one.json", bytes(1, 99)).await.unwrap(), Created::Other, "a beginning is something else");
+    assert_eq!(store.create("a/one.json", bytes(1, 101)).await.unwrap(), Created::Other, "more is something else");
+    assert_eq!(read_whole(store, "a/one.json", 1000).await.unwrap(), bytes(1, 100), "and nothing was overwritten");
+    assert_eq!(store.create("a/empty", Bytes::new()).await.unwrap(), Created::New);
+    assert_eq!(store.create("a/empty", Bytes::new()).await.unwrap(), Created::Same);
+    assert_eq!(read_whole(store, "a/empty", 10).await.unwrap(), Bytes::new(), "an object may be empty");
+    let meta = store.head("a/one.json").await.unwrap();
+    assert_eq!((meta.key.as_str(), meta.bytes), ("a/one.json", 100));
+    for missing in ["a/two", "a/one", "b/one.json", "a"] {
+        let error = store.head(missing).await.expect_err("absent");
+        assert_eq!(error.kind(), ErrorKind::ObjectMissing, "head of the absent {missing}: {error:?}");
+        let error = read_whole(store, missing, 10).await.expect_err("absent");
+        assert_eq!(error.kind(), ErrorKind::ObjectMissing, "read of the absent {missing}: {error:?}");
+    }
+}
+
+async fn uploads(store: &dyn Store) {
+    for (name, chunks) in [("none", 0), ("one", 1), ("four", 4)] {
+        let key = format!("up/{name}");
+        let mut upload = store.upload(&key).await.unwrap();
+        let mut whole = Vec::new();
+        for i in 0..chunks {
+            let last = i + 1 == chunks;
+            let chunk = bytes(u8::try_from(i).unwrap_or(0), if last { 1000 } else { CHUNK });
+            whole.extend_from_slice(&chunk);
+            upload.write(chunk).await.unwrap();
+            assert!(store.head(&key).await.is_err(), "an upload is not there before it is finished");
+        }
+        upload.finish().await.unwrap();
+        assert!(read_whole(store, &key, 1 << 30).await.unwrap() == whole, "{key} is read as it was written");
+    }
+    let mut upload = store.upload("up/aborted").await.unwrap();
+    for i in 0..3 {
+        upload.write(bytes(i, CHUNK)).await.unwrap();
+    }
+    upload.abort().await.unwrap();
+    let mut upload = store.upload("up/dropped").await.unwrap();
+    upload.write(bytes(7, CHUNK)).await.unwrap();
+    upload.write(bytes(8, CHUNK)).await.unwrap();
+    drop(upload);
+    for gone in ["up/aborted", "up/dropped"] {
+        let error = store.head(gone).await.expect_err("never finished");
+        assert_eq!(error.kind(), ErrorKind::ObjectMissing, "{gone}: {error:?}");
+    }
+}
+
+async fn ranges(store: &dyn Store) {
+    let whole = read_whole(store, "up/four", 1 << 30).await.unwrap();
+    let length = whole.len() as u64;
+    for range in [0..1, 0..length, 5..5, length - 10..length, CHUNK as u64 - 3..CHUNK as u64 + 3] {
+        let read: Vec<Bytes> = store.read("up/four", Some(range.clone())).await.unwrap().try_collect().await.unwrap();
+        let (start, end) = (usize::try_from(range.start).unwrap_or(0), usize::try_from(range.end).unwrap_or(0));
+        assert!(read.concat() == whole[start..end], "the range {range:?}");
+    }
+    let beyond = async {
+        let stream = store.read("up/four", Some(length - 1..length + 1)).await?;
+        stream.try_collect::<Vec<Bytes>>().await
+    };
+    assert!(beyond.await.is_err(), "a range beyond the end is an error");
+}
+
+async fn listings(store: &dyn Store) {
+    for i in 0..5 {
+        store.create(&format!("list/{i}/deep/x"), bytes(1, 1)).await.unwrap();
+        store.create(&format!("list/file-{i}"), bytes(1, i)).await.unwrap();
+    }
+    store.create("list-beside/x", bytes(1, 1)).await.unwrap();
+    let names = |entries: &[Entry]| entries.iter().map(|e| e.name().to_owned()).collect::<Vec<_>>();
+    let all = list_sorted(store, "list", None).await.unwrap();
+    assert_eq!(names(&all), ["0", "1", "2", "3", "4", "file-0", "file-1", "file-2", "file-3", "file-4"]);
+    assert_eq!(all[1], Entry::Folder("list/1".into()), "folders have keys without a slash at the end");
+    assert!(matches!(&all[8], Entry::Object(m) if m.key == "list/file-3" && m.bytes == 3), "objects have their length");
+    let after = list_sorted(store, "list", Some("3")).await.unwrap();
+    assert_eq!(names(&after), ["4", "file-0", "file-1", "file-2", "file-3", "file-4"], "a listing begins after a name");
+    let after = list_sorted(store, "list", Some("file-2x")).await.unwrap();
+    assert_eq!(names(&after), ["file-3", "file-4"]);
+    assert!(list_sorted(store, "list", Some("zzz")).await.unwrap().is_empty());
+    assert!(list_sorted(store, "nothing/here", None).await.unwrap().is_empty(), "a folder that is not there is empty");
+    assert!(list_sorted(store, "lis", None).await.unwrap().is_empty(), "a folder is a whole name");
+    assert_eq!(names(&list_sorted(store, "", None).await.unwrap()), ["a", "list", "list-beside", "up"], "the root");
+}
+
+async fn one_of_many_creators_wins(store: &Arc<dyn Store>) {
+    let tries: Vec<_> = (0..8)
+        .map(|i| {
+            let store = Arc::clone(store);
+            tokio::spawn(async move { store.create("race/winner", bytes(i, 1000)).await.unwrap() })
+        })
+        .collect();
+    let mut winners = Vec::new();
+    for (i, task) in (0..).zip(tries) {
+        if task.await.unwrap() == Created::New {
+            winners.push(i);
+        }
+    }
+    assert_eq!(winners.len(), 1, "of several creators of one key exactly one wins, not {winners:?}");
+    let there = read_whole(&**store, "race/winner", 10_000).await.unwrap();
+    assert!(there == bytes(winners[0], 1000), "and what it wrote is there");
+}
+
+async fn deletes(store: &dyn Store) {
+    let results = store.delete(&["a/one.json".to_owned(), "a/never-was".to_owned()]).await;
+    assert!(results.len() == 2 && results.iter().all(Result::is_ok), "an absent object is deleted already: {results:?}");
+    assert!(store.head("a/one.json").await.is_err());
+    let mut folders = vec![String::new()];
+    let mut keys = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in list_sorted(store, &folder, None).await.unwrap() {
+            match entry {
+                Entry::Folder(key) => folders.push(key),
+                Entry::Object(meta) => keys.push(meta.key),
+            }
+        }
+    }
+    assert!(store.delete(&keys).await.iter().all(Result::is_ok));
+    assert!(list_sorted(store, "", None).await.unwrap().is_empty(), "a folder is gone with its last object");
+}

@@ -1,0 +1,364 @@
+//! A folder of this machine as a store.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use backup_core::{Bytestream, Created, Entry, Error, ErrorKind, Meta, Result, Store, Upload};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use tokio_util::io::ReaderStream;
+use ulid::Ulid;
+
+/// Files being written, until they are whole. Its name begins with a dot, so it is no object.
+const TEMPORARIES: &str = ".pgark-tmp";
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 256 * 1024;
+
+/// A local folder. Files have mode 0600 and folders 0700. An object is written to a temporary file, synced,
+/// and linked to its name without replacing anything; then the folder is synced.
+#[derive(Debug, Clone)]
+pub struct LocalStore(Arc<Root>);
+
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    location: String,
+}
+
+impl LocalStore {
+    /// Opens a folder. It is made when the first object is written.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let location = path.display().to_string();
+        Self(Arc::new(Root { path, location }))
+    }
+}
+
+/// Runs something that blocks.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::internal("a file task failed").caused_by(e)))
+}
+
+fn failed(doing: &str, key: &str) -> impl FnOnce(io::Error) -> Error {
+    let doing = format!("{doing} {key}");
+    move |e| match e.kind() {
+        Io::NotFound | Io::NotADirectory => Error::new(ErrorKind::ObjectMissing, "it is not there").doing(doing).caused_by(e),
+        _ => Error::io(doing, e),
+    }
+}
+
+impl Root {
+    /// The file of a key. Keys are made by pgark, but records that name them are read from the store.
+    fn file(&self, key: &str) -> Result<PathBuf> {
+        let ok = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains('\0');
+        if !key.split('/').all(ok) {
+            return Err(Error::new(ErrorKind::Integrity, format!("{key:?} is not the name of an object")));
+        }
+        Ok(self.path.join(key))
+    }
+
+    fn folder(&self, key: &str) -> Result<PathBuf> {
+        if key.is_empty() { Ok(self.path.clone()) } else { self.file(key) }
+    }
+
+    fn temporary(&self) -> Result<(File, PathBuf)> {
+        let folder = self.path.join(TEMPORARIES);
+        let path = folder.join(Ulid::generate().to_string());
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == Io::NotFound => make_folders(&folder).and_then(|()| open()),
+            other => other,
+        };
+        let file = file.map_err(|e| Error::io(format!("writing below {}", self.location), e))?;
+        Ok((file, path))
+    }
+
+    /// Gives a written temporary file its name. False when the name is taken.
+    fn publish(&self, file: File, temporary: &Path, key: &str) -> Result<bool> {
+        let published = (|| {
+            file.sync_all()?;
+            drop(file);
+            let target = self.file(key).map_err(io::Error::other)?;
+            let parent = target.parent().unwrap_or(&self.path);
+            // Somebody may remove the empty folder between the two.
+            for _ in 0..10 {
+                make_folders(parent)?;
+                match name_without_replacing(temporary, &target) {
+                    Err(e) if e.kind() == Io::NotFound => {}
+                    Err(e) if e.kind() == Io::AlreadyExists => return Ok(false),
+                    Err(e) => return Err(e),
+                    Ok(()) => return sync_folder(parent).map(|()| true),
+                }
+            }
+            Err(io::Error::other("the folder is removed again and again"))
+        })();
+        // Gone already when it was renamed.
+        let _ = std::fs::remove_file(temporary);
+        published.map_err(|e| Error::io(format!("writing {key}"), e))
+    }
+
+    fn create(&self, key: &str, body: &[u8]) -> Result<Created> {
+        // Most creates of a name that is taken are repetitions: no need to write first.
+        if let Some(created) = self.compare(key, body)? {
+            return Ok(created);
+        }
+        let (mut file, temporary) = self.temporary()?;
+        if let Err(e) = file.write_all(body) {
+            let _ = std::fs::remove_file(&temporary);
+            return Err(Error::io(format!("writing {key}"), e));
+        }
+        if self.publish(file, &temporary, key)? {
+            return Ok(Created::New);
+        }
+        self.compare(key, body)?.ok_or_else(|| {
+            Error::new(ErrorKind::Conflict, format!("{key} comes and goes")).with_hint("does something else delete files there?")
+        })
+    }
+
+    fn compare(&self, key: &str, body: &[u8]) -> Result<Option<Created>> {
+        let mut file = match File::open(self.file(key)?) {
+            Err(e) if matches!(e.kind(), Io::NotFound | Io::NotADirectory) => return Ok(None),
+            other => other.map_err(failed("reading", key))?,
+        };
+        let mut there = Vec::new();
+        Read::take(&mut file, body.len() as u64 + 1).read_to_end(&mut there).map_err(failed("reading", key))?;
+        Ok(Some(if there == body { Created::Same } else { Created::Other }))
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        let path = self.file(key)?;
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != Io::NotFound => return Err(failed("deleting", key)(e)),
+            _ => {}
+        }
+        // A folder is there as long as something is in it.
+        let mut folder = path.parent();
+        while let Some(path) = folder.filter(|p| *p != self.path && p.starts_with(&self.path)) {
+            if std::fs::remove_dir(path).is_err() {
+                break;
+            }
+            folder = path.parent();
+        }
+        match folder.map(sync_folder) {
+            Some(Err(e)) if e.kind() != Io::NotFound => Err(failed("deleting", key)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
+        let entries = match std::fs::read_dir(self.folder(folder)?) {
+            Err(e) if e.kind() == Io::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed("listing", folder))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed("listing", folder))?;
+            // What is not text is not ours.
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') || after.is_some_and(|after| name.as_str() <= after) {
+                continue;
+            }
+            let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => found.push(Entry::Folder(key)),
+                Ok(metadata) => found.push(Entry::Object(meta(key, &metadata)?)),
+                // Deleted while it was listed.
+                Err(e) if e.kind() == Io::NotFound => {}
+                Err(e) => return Err(failed("listing", folder)(e)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
+        let folder = self.path.join(TEMPORARIES);
+        let entries = match std::fs::read_dir(&folder) {
+            Err(e) if e.kind() == Io::NotFound => return Ok(0),
+            other => other.map_err(failed("listing", TEMPORARIES))?,
+        };
+        let mut removed = 0;
+        for entry in entries.flatten() {
+            let modified = entry.metadata().and_then(|m| m.modified()).ok();
+            let old = modified.and_then(|m| SystemTime::now().duration_since(m).ok()).is_some_and(|a| a > age);
+            if old && std::fs::remove_file(entry.path()).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn meta(key: String, metadata: &std::fs::Metadata) -> Result<Meta> {
+    let modified = metadata.modified().ok().and_then(|m| Timestamp::try_from(m).ok());
+    let modified = modified.ok_or_else(|| Error::new(ErrorKind::Io, format!("{key} has no time of modification")))?;
+    Ok(Meta { key, bytes: metadata.len(), modified })
+}
+
+/// Makes a folder and its parents, each synced into its own parent.
+fn make_folders(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        make_folders(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != Io::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    sync_folder(parent.unwrap_or(Path::new(".")))
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// A hard link names a file without ever replacing one. Where the file system has none, Linux can rename so.
+fn name_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::hard_link(from, to) {
+        Err(e) if matches!(e.kind(), Io::Unsupported | Io::PermissionDenied | Io::TooManyLinks) => rename_without_replacing(from, to),
+        other => other,
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_without_replacing(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::Error::new(Io::Unsupported, "the file system has no hard links"))
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    fn location(&self) -> &str {
+        &self.0.location
+    }
+
+    fn upload_chunks(&self) -> usize {
+        1
+    }
+
+    async fn create(&self, key: &str, body: Bytes) -> Result<Created> {
+        let (root, key) = (Arc::clone(&self.0), key.to_owned());
+        blocking(move || root.create(&key, &body)).await
+    }
+
+    async fn upload(&self, key: &str) -> Result<Box<dyn Upload>> {
+        let (root, key) = (Arc::clone(&self.0), key.to_owned());
+        blocking(move || {
+            root.file(&key)?;
+            let (file, temporary) = root.temporary()?;
+            Ok(Box::new(LocalUpload { root, key, file: Some(file), temporary }) as Box<dyn Upload>)
+        })
+        .await
+    }
+
+    async fn read(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytestream> {
+        let (root, name) = (Arc::clone(&self.0), key.to_owned());
+        let (file, bytes) = blocking(move || {
+            let mut file = File::open(root.file(&name)?).map_err(failed("reading", &name))?;
+            let length = file.metadata().map_err(failed("reading", &name))?.len();
+            let range = range.unwrap_or(0..length);
+            if range.end > length {
+                let message = format!("{name} has {length} bytes, and bytes up to {} are wanted", range.end);
+                return Err(Error::new(ErrorKind::Integrity, message));
+            }
+            file.seek(SeekFrom::Start(range.start)).map_err(failed("reading", &name))?;
+            Ok((file, range.end.saturating_sub(range.start)))
+        })
+        .await?;
+        let limited = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), bytes);
+        let key = key.to_owned();
+        Ok(ReaderStream::with_capacity(limited, READ_BYTES).map_err(move |e| failed("reading", &key)(e)).boxed())
+    }
+
+    async fn head(&self, key: &str) -> Result<Meta> {
+        let (root, key) = (Arc::clone(&self.0), key.to_owned());
+        blocking(move || {
+            let metadata = std::fs::metadata(root.file(&key)?).map_err(failed("looking at", &key))?;
+            meta(key, &metadata)
+        })
+        .await
+    }
+
+    fn list(&self, folder: &str, after: Option<&str>) -> BoxStream<'static, Result<Entry>> {
+        let (root, folder, after) = (Arc::clone(&self.0), folder.to_owned(), after.map(str::to_owned));
+        let listed = blocking(move || root.list(&folder, after.as_deref()));
+        futures::stream::once(listed).map_ok(|found| futures::stream::iter(found.into_iter().map(Ok))).try_flatten().boxed()
+    }
+
+    async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(keys.len());
+        for key in keys.iter().cloned() {
+            let root = Arc::clone(&self.0);
+            results.push(blocking(move || root.delete(&key)).await);
+        }
+        results
+    }
+
+    async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
+        let root = Arc::clone(&self.0);
+        blocking(move || root.sweep_temporaries(age)).await
+    }
+}
+
+struct LocalUpload {
+    root: Arc<Root>,
+    key: String,
+    file: Option<File>,
+    temporary: PathBuf,
+}
+
+impl Drop for LocalUpload {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+#[async_trait]
+impl Upload for LocalUpload {
+    async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        let gone = || Error::internal("a write to this upload failed or was interrupted before");
+        // Without its file the value forgets its temporary: after an interrupted write the sweep removes it.
+        let mut file = self.file.take().ok_or_else(gone)?;
+        let (file, written) = blocking(move || {
+            let written = file.write_all(&chunk);
+            Ok((file, written))
+        })
+        .await?;
+        self.file = Some(file);
+        written.map_err(|e| Error::io(format!("writing {}", self.key), e))
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<()> {
+        let file = self.file.take().ok_or_else(|| Error::internal("a write to this upload was interrupted before"))?;
+        let (root, key, temporary) = (Arc::clone(&self.root), self.key.clone(), self.temporary.clone());
+        blocking(move || {
+            if root.publish(file, &temporary, &key)? {
+                return Ok(());
+            }
+            Err(Error::new(ErrorKind::Conflict, format!("{key} exists already")))
+        })
+        .await
+    }
+
+    async fn abort(self: Box<Self>) -> Result<()> {
+        drop(self);
+        Ok(())
+    }
+}

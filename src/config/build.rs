@@ -1,0 +1,119 @@
+//! From settings to the engine's parts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use backup_core::crypt::{Age, IdentityFile};
+use backup_core::logical::{PgDump, PgRestore};
+use backup_core::postgres::{ConnInfo, Tools};
+use backup_core::repository::ClusterName;
+use backup_core::{BackupBuilder, Backup, Error, ErrorKind, Repository, Result, Store, codec};
+use backup_storage::open;
+
+use super::Settings;
+
+impl Settings {
+    /// Opens the store of the repository.
+    pub fn store(&self) -> Result<Arc<dyn Store>> {
+        let url = self.repository.as_deref().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "no repository is given")
+                .with_hint("give --repo URL (or PGARK_REPO), or url in [repository] of pgark.toml")
+        })?;
+        open(url, &self.store)
+    }
+
+    /// Opens the repository.
+    pub async fn open_repository(&self) -> Result<Repository> {
+        Repository::open(self.store()?).await
+    }
+
+    /// Opens the repository, or makes it where nothing is yet. True where it is new.
+    pub async fn init_repository(&self) -> Result<(Repository, bool)> {
+        Repository::init(self.store()?).await
+    }
+
+    /// The cluster to work on: as named, or the only one of the file, or `main`.
+    pub fn cluster(&self, named: Option<&ClusterName>) -> Result<ClusterName> {
+        let mut known = self.clusters.keys();
+        match (named, known.next(), known.next()) {
+            (Some(name), ..) => Ok(name.clone()),
+            (None, Some(only), None) => Ok(only.clone()),
+            (None, None, _) => Ok(ClusterName::default()),
+            (None, Some(_), Some(_)) => {
+                let names: Vec<&str> = self.clusters.keys().map(ClusterName::as_str).collect();
+                Err(Error::new(ErrorKind::Usage, "the configuration has several clusters")
+                    .with_hint(format!("choose with --cluster: {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// Connection settings of a cluster: as given, else those of the file, else the environment's.
+    pub fn connection(&self, cluster: &ClusterName, given: Option<&str>) -> Result<ConnInfo> {
+        let text = given.or_else(|| self.clusters.get(cluster).map(String::as_str)).unwrap_or_default();
+        ConnInfo::parse(text)
+    }
+
+    fn passphrase(&self) -> Result<Option<String>> {
+        let Some(path) = &self.encryption.passphrase_file else { return Ok(None) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::new(ErrorKind::KeyMissing, format!("the passphrase file {} cannot be read", path.display())).caused_by(e))?;
+        let line = text.lines().next().unwrap_or_default();
+        if line.is_empty() {
+            return Err(Error::new(ErrorKind::KeyMissing, format!("the passphrase file {} is empty", path.display())));
+        }
+        Ok(Some(line.to_owned()))
+    }
+
+    /// What seals new backups; nothing where neither recipient nor passphrase is set.
+    pub fn writer(&self) -> Result<Option<Age>> {
+        let mut age = Age::new();
+        for recipient in &self.encryption.recipients {
+            age = age.to(recipient)?;
+        }
+        if let Some(passphrase) = self.passphrase()? {
+            age = age.passphrase(passphrase.into());
+        }
+        Ok(age.can_write().then_some(age))
+    }
+
+    /// What opens backups; nothing where neither identity nor passphrase is set.
+    pub fn reader(&self) -> Result<Option<Age>> {
+        let mut age = Age::new();
+        for path in &self.encryption.identity_files {
+            age = age.identities(IdentityFile::read(path)?);
+        }
+        if let Some(passphrase) = self.passphrase()? {
+            age = age.passphrase(passphrase.into());
+        }
+        Ok(age.can_read().then_some(age))
+    }
+
+    fn tools(&self) -> Tools {
+        self.pg_bin.as_deref().map_or_else(Tools::installed, |folder: &Path| Tools::in_folder(folder))
+    }
+
+    /// What dumps one database.
+    pub fn dumper(&self, connection: ConnInfo) -> PgDump {
+        PgDump::new(connection).tools(self.tools())
+    }
+
+    /// A backup of one database, up to what a frontend adds: repository, label, observer.
+    pub fn backup(&self, cluster: ClusterName, connection: ConnInfo) -> Result<BackupBuilder> {
+        let mut builder = Backup::builder().cluster(cluster).dumper(self.dumper(connection));
+        if let Some(method) = &self.compress {
+            builder = builder.shared_compressor(codec::parse(method)?);
+        }
+        if let Some(age) = self.writer()? {
+            builder = builder.encryptor(age);
+        }
+        if let Some(jobs) = self.jobs {
+            builder = builder.jobs(jobs);
+        }
+        Ok(builder)
+    }
+
+    /// A restorer into a database.
+    pub fn restorer(&self, connection: ConnInfo) -> PgRestore {
+        PgRestore::into(connection).tools(self.tools())
+    }
+}

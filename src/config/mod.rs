@@ -1,0 +1,10 @@
+//! The configuration file `pgark.toml`, and the engine that it describes.
+//!
+//! A [`Settings`] is what a frontend works with: it comes from a file ([`Settings::load`]), and a frontend's own
+//! options are laid over it. `docs/configuration.md` describes the file.
+
+mod build;
+mod place;
+mod schema;
+
+pub use schema::{DEFAULT_PATHS, EncryptionSettings, Settings};

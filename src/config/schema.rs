@@ -1,0 +1,233 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use backup_core::repository::ClusterName;
+use backup_core::{Error, ErrorKind, Result, codec};
+use backup_storage::StoreOptions;
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::place;
+
+/// Where the file is looked for when none is named: the first that exists.
+pub const DEFAULT_PATHS: &[&str] = &["pgark.toml", "/etc/pgark/pgark.toml"];
+
+/// The file as it is written.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    repository: RepositoryTable,
+    #[serde(default)]
+    encryption: EncryptionTable,
+    #[serde(default)]
+    backup: BackupTable,
+    #[serde(default)]
+    cluster: BTreeMap<Spanned<String>, ClusterTable>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RepositoryTable {
+    url: Option<Spanned<String>>,
+    endpoint: Option<Spanned<String>>,
+    region: Option<Spanned<String>>,
+    path_style: Option<Spanned<bool>>,
+    profile: Option<Spanned<String>>,
+    account: Option<Spanned<String>>,
+    storage_class: Option<Spanned<String>>,
+    sse: Option<Spanned<String>>,
+    kms_key: Option<Spanned<String>>,
+    checksum: Option<Spanned<String>>,
+    conditional_create: Option<Spanned<bool>>,
+    timeout: Option<Spanned<u32>>,
+    retries: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct EncryptionTable {
+    #[serde(default)]
+    recipients: Vec<Spanned<String>>,
+    identity_file: Option<PathBuf>,
+    passphrase_file: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct BackupTable {
+    jobs: Option<Spanned<usize>>,
+    compress: Option<Spanned<String>>,
+    pg_bin: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterTable {
+    db: String,
+}
+
+/// How a frontend encrypts and decrypts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EncryptionSettings {
+    /// Who can read new backups.
+    pub recipients: Vec<String>,
+    /// What opens backups.
+    pub identity_files: Vec<PathBuf>,
+    /// File with a passphrase, instead of both.
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// Everything that a frontend needs to know.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The repository's URL.
+    pub repository: Option<String>,
+    /// How its store is reached.
+    pub store: StoreOptions,
+    /// Keys.
+    pub encryption: EncryptionSettings,
+    /// How much is done at once.
+    pub jobs: Option<usize>,
+    /// `zstd:3`
+    pub compress: Option<String>,
+    /// Folder of PostgreSQL's client tools.
+    pub pg_bin: Option<PathBuf>,
+    /// The clusters of the file: name, connection settings.
+    pub clusters: BTreeMap<ClusterName, String>,
+}
+
+impl Settings {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Config`](ErrorKind::Config), pointing at the line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::new(ErrorKind::Config, format!("the configuration {} cannot be read", path.display())).caused_by(e)
+        })?;
+        Self::parse(&text, &path.display().to_string(), path.parent().unwrap_or(Path::new(".")))
+    }
+
+    /// Reads the text of a file. `name` stands in errors; relative paths in it are below `folder`.
+    pub fn parse(text: &str, name: &str, folder: &Path) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|e| place::wrong(text, name, e.span(), e.message(), None))?;
+        let at = |span: std::ops::Range<usize>, e: &Error| place::wrong(text, name, Some(span), &e.to_string(), e.hint());
+        let below = |path: &Path| folder.join(path);
+
+        let mut settings = Self { repository: None, ..Self::default() };
+        let table = file.repository;
+        settings.repository = table.url.map(|url| place::repository_below(folder, url.into_inner()));
+        let text_of = |v: Option<Spanned<String>>| v.map(|v| (v.span(), v.into_inner()));
+        let truth_of = |v: Option<Spanned<bool>>| v.map(|v| (v.span(), v.into_inner().to_string()));
+        let number_of = |v: Option<Spanned<u32>>| v.map(|v| (v.span(), v.into_inner().to_string()));
+        for (option, value) in [
+            ("endpoint", text_of(table.endpoint)),
+            ("region", text_of(table.region)),
+            ("path_style", truth_of(table.path_style)),
+            ("profile", text_of(table.profile)),
+            ("account", text_of(table.account)),
+            ("storage_class", text_of(table.storage_class)),
+            ("sse", text_of(table.sse)),
+            ("kms_key", text_of(table.kms_key)),
+            ("checksum", text_of(table.checksum)),
+            ("conditional_create", truth_of(table.conditional_create)),
+            ("timeout", number_of(table.timeout)),
+            ("retries", number_of(table.retries)),
+        ] {
+            if let Some((span, value)) = value {
+                settings.store.set(option, &value).map_err(|e| at(span, &e))?;
+            }
+        }
+        for recipient in file.encryption.recipients {
+            backup_core::crypt::Age::new().to(recipient.get_ref()).map_err(|e| at(recipient.span(), &e))?;
+            settings.encryption.recipients.push(recipient.into_inner());
+        }
+        settings.encryption.identity_files.extend(file.encryption.identity_file.map(|p| below(&p)));
+        if let Some(path) = file.encryption.passphrase_file {
+            if !settings.encryption.recipients.is_empty() {
+                let error = Error::new(ErrorKind::Config, "a passphrase cannot stand beside recipients");
+                return Err(at(path.span(), &error));
+            }
+            settings.encryption.passphrase_file = Some(below(path.get_ref()));
+        }
+        if let Some(jobs) = file.backup.jobs {
+            if *jobs.get_ref() == 0 {
+                return Err(at(jobs.span(), &Error::new(ErrorKind::Config, "there must be at least one job")));
+            }
+            settings.jobs = Some(jobs.into_inner());
+        }
+        if let Some(compress) = file.backup.compress {
+            codec::parse(compress.get_ref()).map_err(|e| at(compress.span(), &e))?;
+            settings.compress = Some(compress.into_inner());
+        }
+        settings.pg_bin = file.backup.pg_bin.map(|p| below(&p));
+        for (cluster, table) in file.cluster {
+            let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
+            settings.clusters.insert(name, table.db);
+        }
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings> {
+        Settings::parse(text, "pgark.toml", Path::new("/etc/pgark"))
+    }
+
+    #[test]
+    fn a_whole_file() {
+        let settings = parse(
+            r#"
+            [repository]
+            url = "s3://acme/prod"
+            endpoint = "https://minio.example:9000"
+            timeout = 5
+            [encryption]
+            recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]
+            identity_file = "key.txt"
+            [backup]
+            jobs = 3
+            compress = "zstd:9"
+            [cluster.shop]
+            db = "service=shop"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(settings.repository.as_deref(), Some("s3://acme/prod"));
+        assert_eq!(settings.store.retry.timeout.as_secs(), 5);
+        assert_eq!(settings.encryption.identity_files, [PathBuf::from("/etc/pgark/key.txt")]);
+        assert_eq!(settings.clusters.values().next().map(String::as_str), Some("service=shop"));
+    }
+
+    #[test]
+    fn errors_point_at_the_line() {
+        for (text, line, word) in [
+            ("[repository]\nurl = 7\n", 2, "string"),
+            ("[repository]\nulr = \"x\"\n", 2, "ulr"),
+            ("[backup]\n\ncompress = \"brotli\"\n", 3, "brotli"),
+            ("[backup]\njobs = 0\n", 2, "one job"),
+            ("[encryption]\nrecipients = [\n  \"age1x\",\n]\n", 3, "not a recipient"),
+            ("[cluster.\"a/b\"]\ndb = \"\"\n", 1, "name for a cluster"),
+            ("[repository]\nsse = \"rot13\"\n", 2, "sse is"),
+            ("[backup\n", 1, ""),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            let shown = error.to_string();
+            assert!(shown.starts_with(&format!("pgark.toml:{line}:")), "{shown}");
+            assert!(shown.contains(word), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_relative_repository_is_beside_the_file() {
+        let settings = parse("[repository]\nurl = \"./backups\"\n").unwrap();
+        assert_eq!(settings.repository.as_deref(), Some("/etc/pgark/./backups"));
+    }
+}
