@@ -41,7 +41,9 @@
 pub mod config;
 
 pub use backup_core::*;
-pub use backup_storage::{LocalStore, MemoryTransport, Remote, RetryPolicy, StoreOptions, Transport, open as open_store};
+pub use backup_storage::{
+    Got, LocalStore, MemoryTransport, Page, Remote, RetryPolicy, StoreOptions, Transport, open as open_store,
+};
 
 /// The version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

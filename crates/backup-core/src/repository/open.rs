@@ -18,6 +18,9 @@ pub const FORMAT: u32 = 1;
 /// More than any record has, so that a wrong object is not read into memory without end.
 pub(super) const RECORD_LIMIT: usize = 256 * 1024 * 1024;
 
+/// Folder of the objects on which a store's abilities are tried.
+const PROBES: &str = "probe";
+
 /// What a store can do, found out when the repository was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abilities {
@@ -74,7 +77,8 @@ impl Repository {
             return Ok((Self::from_marker(store, &body)?, false));
         }
         let location = store.location().to_owned();
-        if let Some(entry) = list_sorted(&*store, "", None).await?.first() {
+        // Another host may be probing the same place at this moment.
+        if let Some(entry) = list_sorted(&*store, "", None).await?.iter().find(|e| e.name() != PROBES) {
             return Err(Error::new(ErrorKind::Conflict, format!("{location} is not empty, and no repository: it holds {:?}", entry.name()))
                 .with_hint("give an empty place, or a folder in it that does not exist yet"));
         }
@@ -145,8 +149,8 @@ impl Repository {
 
 /// Tries what the store can do, on an object of its own.
 async fn probe(store: &dyn Store) -> Result<Abilities> {
-    let key = format!("probe/{}", Ulid::generate());
-    if store.create(&key, Bytes::from_static(b"first")).await? != Created::New {
+    let key = format!("{PROBES}/{}", Ulid::generate());
+    if store.create(&key, Bytes::from_static(b"first")).await? == Created::Other {
         return Err(Error::internal("a new name is taken already"));
     }
     let second = store.create(&key, Bytes::from_static(b"second")).await?;
