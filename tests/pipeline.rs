@@ -177,7 +177,7 @@ async fn a_part_goes_on_in_the_next_object() {
     let summary = back_up(&repository, dumper, "zstd:3", None, options(64 * 1024, 16 * 1024, 200_000), 2).await.unwrap();
     let record = record(&repository, &summary).await;
     let names: Vec<&str> = record.parts[0].objects.iter().map(|o| o.key.as_str()).collect();
-    assert_eq!(names[..2], ["parts/0001.raw.zst", "parts/0001_2.raw.zst"]);
+    assert_eq!(names[..2], ["parts/0001.raw.zst", "parts/0001_002.raw.zst"]);
     assert!(names.len() >= 3);
     assert!(record.parts[0].objects.iter().all(|o| o.bytes < 200_000 + 70_000), "an object ends at the next frame");
     // Concatenated they are what zstd reads.

@@ -326,3 +326,52 @@ async fn nothing_secret_stands_in_the_clear() {
         });
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_many_days_is_found_when_it_commits() {
+    let (repository, memory) = memory_repository().await;
+    let template = quick_backup(&repository).await;
+    let folder = format!("clusters/main/backups/{template}");
+    let record = read_whole(&**repository.store(), &format!("{folder}/backup.json"), 1 << 20).await.unwrap();
+    let index = memory.keys().into_iter().find(|k| k.contains("/index/")).unwrap();
+    memory.tamper(&index, |_| None);
+    // A run that began nine days ago and is still at work.
+    let old = BackupId::new(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(9 * 24), "bytes", 0).unwrap();
+    let folder = format!("clusters/main/backups/{old}");
+    repository.store().create(&format!("{folder}/started.json"), Bytes::from_static(b"{}")).await.unwrap();
+    let unfinished = || async { Catalog::load(&repository, &cluster()).await.unwrap().unfinished().len() };
+    // Backups of others write indexes meanwhile.
+    for _ in 0..2 {
+        quick_backup(&repository).await;
+        assert_eq!(unfinished().await, 1);
+    }
+    let json = with_digest(&String::from_utf8(record.to_vec()).unwrap().replace(template.as_str(), old.as_str()));
+    repository.store().create(&format!("{folder}/backup.json"), json.into()).await.unwrap();
+    let catalog = Catalog::load(&repository, &cluster()).await.unwrap();
+    assert!(catalog.find(old.as_str()).is_ok(), "the committed backup is listed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_without_its_key_is_not_good() {
+    use pgark::verify::{VerifyOptions, verify};
+    let (repository, memory) = memory_repository().await;
+    let (reader, recipient) = keys();
+    let backup = Backup::builder()
+        .repository(repository.clone())
+        .dumper(BytesDumper::one("rows"))
+        .encryptor(Age::new().to(&recipient).unwrap())
+        .build()
+        .unwrap();
+    let id = backup.run(&CancellationToken::new()).await.unwrap().backup.id;
+    let record = repository.record(&cluster(), &id).await.unwrap();
+    let key = memory.keys().into_iter().find(|k| k.ends_with("key.age")).unwrap();
+    memory.tamper(&key, |_| None);
+    for with_key in [false, true] {
+        let mut options = VerifyOptions::default();
+        if with_key {
+            options.encryptor = Some(Arc::new(Age::new().identities(reader.clone())));
+        }
+        let report = verify(&repository, &record, options, &CancellationToken::new()).await.unwrap();
+        assert!(report.findings.len() == 1 && report.findings[0].missing && report.findings[0].what == key, "{report:?}");
+    }
+}

@@ -32,11 +32,17 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 success, 2 usage, 3 configuration; PostgreSQL: 10 no connection, 11 login refused, 12 no such
-database, 13 connection lost, 14 error; tools: 20 missing or too old, 21 failed; store: 30 no answer, 31 denied,
-32 no such bucket, 33 wrong region, 34 clock, 35 full, 36 input or output; repository: 40 none there, 41 newer
-format, 42 no such backup, 43 object missing, 44 exists already, 45 abandoned; data: 50 damaged, 51 key missing,
-52 wrong key; 60 not supported, 70 internal, 130 cancelled.";
+Exit codes:
+  0 success, 2 usage, 3 configuration
+  PostgreSQL: 10 no connection, 11 login refused, 12 no such database,
+    13 connection lost, 14 error
+  client tools: 20 missing or too old, 21 failed
+  store: 30 no answer, 31 denied, 32 no such bucket, 33 wrong region,
+    34 clock, 35 full, 36 input or output
+  repository: 40 none there, 41 newer format, 42 no such backup,
+    43 object missing, 44 exists already, 45 abandoned
+  data: 50 damaged, 51 key missing, 52 wrong key
+  60 not supported, 70 internal, 130 cancelled";
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -71,7 +77,7 @@ pub(crate) struct ReadKeys {
     #[arg(long, short, value_name = "FILE", env = "PGARK_IDENTITY", value_delimiter = ':')]
     pub(crate) identity: Vec<PathBuf>,
     /// File whose first line is the passphrase
-    #[arg(long, value_name = "FILE", conflicts_with = "identity")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
 }
 

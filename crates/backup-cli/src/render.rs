@@ -67,6 +67,11 @@ fn source<'a>(backup: &'a BackupSummary, name: &str) -> &'a str {
     backup.source.get(name).and_then(Value::as_str).unwrap_or("-")
 }
 
+/// A text of the repository, fit for a terminal.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// The table of `list`.
 pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> String {
     let mut table = Table::new();
@@ -74,13 +79,13 @@ pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> Str
     for backup in backups {
         table.add_row([
             backup.id.to_string(),
-            source(backup, "database").to_owned(),
-            source(backup, "server_version").to_owned(),
+            shown(source(backup, "database")),
+            shown(source(backup, "server_version")),
             format!("{:.0}", backup.started),
             seconds(backup.started, backup.finished),
             bytes(backup.stored_bytes),
             backup.encryption.as_ref().map_or("no", |e| e.method.as_str()).to_owned(),
-            backup.label.clone().unwrap_or_default(),
+            shown(backup.label.as_deref().unwrap_or_default()),
         ]);
     }
     if let Some(column) = table.column_mut(5) {
@@ -93,7 +98,7 @@ pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> Str
 pub(crate) fn summary(backup: &BackupSummary) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<12} {value}");
+        let _ = writeln!(text, "{name:<12} {}", shown(value));
     };
     line("backup", backup.id.as_str());
     line("cluster", backup.cluster.as_str());

@@ -269,7 +269,15 @@ impl Backup {
         let cipher = key.map(|(cipher, name, _)| (cipher, name));
         let (dumped, parts) = self.dump(run, cipher.clone(), &totals, cancel).await?;
         let (records, contents): (Vec<PartRecord>, Vec<PartContents>) = parts.into_iter().unzip();
-        let warnings = dumped.warnings;
+        let mut warnings = dumped.warnings;
+        if let Some(before) = self.repository.note_identity(&run.cluster, &dumped.facts).await? {
+            let message = format!(
+                "{} was another PostgreSQL cluster until now: system identifier {}, version {}; is the name right?",
+                run.cluster, before.system_identifier, before.server_version
+            );
+            self.observer.event(&Event::Warning { message: message.clone() });
+            warnings.push(message);
+        }
         let contents = BackupContents {
             format: FORMAT,
             parts: contents,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::codec;
 use crate::compressor::Compressor;
 use crate::dumper::{Ctx, PartSource, Restorer};
-use crate::encryptor::Encryptor;
+use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
 use crate::pipeline::{CpuPool, Source, Totals};
@@ -134,7 +134,8 @@ impl Restore {
     /// Runs it.
     pub async fn run(&self, cancel: &CancellationToken) -> Result<Restored> {
         let totals = Arc::new(Totals::default());
-        let source = self.reading.open(&self.repository, &self.record, Arc::clone(&totals)).await?;
+        let cipher = self.reading.cipher(&self.repository, &self.record).await?;
+        let source = self.reading.open(&self.repository, &self.record, cipher, Arc::clone(&totals)).await?;
         let expected = source.parts().iter().map(|p| p.raw_bytes).sum();
         self.reading.observer.event(&Event::Expected { raw_bytes: expected });
         let ctx = Ctx::new(cancel.child_token(), self.reading.jobs, Arc::clone(&self.reading.observer));
@@ -162,9 +163,19 @@ impl Reading {
         Ok(Self { encryptor, compressor: None, pool, jobs, observer })
     }
 
-    /// Opens a backup: its key, then its contents.
-    pub(crate) async fn open(&self, repository: &Repository, record: &BackupRecord, totals: Arc<Totals>) -> Result<Source> {
-        let cipher = open_cipher(repository, record, self.encryptor.as_ref()).await?;
+    /// Opens a backup's key; nothing where it is not encrypted.
+    pub(crate) async fn cipher(&self, repository: &Repository, record: &BackupRecord) -> Result<Option<Arc<dyn Cipher>>> {
+        open_cipher(repository, record, self.encryptor.as_ref()).await
+    }
+
+    /// Opens a backup's contents.
+    pub(crate) async fn open(
+        &self,
+        repository: &Repository,
+        record: &BackupRecord,
+        cipher: Option<Arc<dyn Cipher>>,
+        totals: Arc<Totals>,
+    ) -> Result<Source> {
         let contents = open_contents(repository, record, cipher.clone()).await?;
         let compressor = match &self.compressor {
             Some(own) if own.name() == record.compression => Arc::clone(own),

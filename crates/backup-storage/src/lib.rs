@@ -20,6 +20,6 @@ pub mod conformance;
 pub use backup_core::Store;
 pub use local::LocalStore;
 pub use memory::MemoryTransport;
-pub use open::{StoreOptions, open};
+pub use open::{Credentials, StoreOptions, open};
 pub use remote::{Remote, RetryPolicy};
 pub use transport::{Got, Page, Transport};

@@ -49,10 +49,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 
 fn failed(doing: &str, key: &str) -> impl FnOnce(io::Error) -> Error {
     let doing = format!("{doing} {key}");
-    move |e| match e.kind() {
-        Io::NotFound | Io::NotADirectory => Error::new(ErrorKind::ObjectMissing, "it is not there").doing(doing).caused_by(e),
-        _ => Error::io(doing, e),
+    move |e| {
+        if absent(&e) {
+            return Error::new(ErrorKind::ObjectMissing, "it is not there").doing(doing).caused_by(e);
+        }
+        Error::io(doing, e)
     }
+}
+
+/// Nothing of this name, or a file where one of its folders should be.
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), Io::NotFound | Io::NotADirectory)
 }
 
 impl Root {
@@ -67,6 +74,11 @@ impl Root {
 
     fn folder(&self, key: &str) -> Result<PathBuf> {
         if key.is_empty() { Ok(self.path.clone()) } else { self.file(key) }
+    }
+
+    fn open(&self, key: &str) -> Result<File> {
+        let path = self.file(key)?;
+        (|| not_a_folder(&std::fs::metadata(&path)?).and_then(|()| File::open(&path)))().map_err(failed("reading", key))
     }
 
     fn temporary(&self) -> Result<(File, PathBuf)> {
@@ -90,8 +102,7 @@ impl Root {
             let parent = target.parent().unwrap_or(&self.path);
             // Somebody may remove the empty folder between the two.
             for _ in 0..10 {
-                make_folders(parent)?;
-                match name_without_replacing(temporary, &target) {
+                match make_folders(parent).and_then(|()| name_without_replacing(temporary, &target)) {
                     Err(e) if e.kind() == Io::NotFound => {}
                     Err(e) if e.kind() == Io::AlreadyExists => return Ok(false),
                     Err(e) => return Err(e),
@@ -124,9 +135,9 @@ impl Root {
     }
 
     fn compare(&self, key: &str, body: &[u8]) -> Result<Option<Created>> {
-        let mut file = match File::open(self.file(key)?) {
-            Err(e) if matches!(e.kind(), Io::NotFound | Io::NotADirectory) => return Ok(None),
-            other => other.map_err(failed("reading", key))?,
+        let mut file = match self.open(key) {
+            Err(e) if e.kind() == ErrorKind::ObjectMissing => return Ok(None),
+            other => other?,
         };
         let mut there = Vec::new();
         Read::take(&mut file, body.len() as u64 + 1).read_to_end(&mut there).map_err(failed("reading", key))?;
@@ -136,7 +147,8 @@ impl Root {
     fn delete(&self, key: &str) -> Result<()> {
         let path = self.file(key)?;
         match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != Io::NotFound => return Err(failed("deleting", key)(e)),
+            // Absent, a folder, or below an object: in each case there is no such object.
+            Err(e) if !absent(&e) && !path.is_dir() => return Err(failed("deleting", key)(e)),
             _ => {}
         }
         // A folder is there as long as something is in it.
@@ -148,14 +160,14 @@ impl Root {
             folder = path.parent();
         }
         match folder.map(sync_folder) {
-            Some(Err(e)) if e.kind() != Io::NotFound => Err(failed("deleting", key)(e)),
+            Some(Err(e)) if !absent(&e) => Err(failed("deleting", key)(e)),
             _ => Ok(()),
         }
     }
 
     fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
         let entries = match std::fs::read_dir(self.folder(folder)?) {
-            Err(e) if e.kind() == Io::NotFound => return Ok(Vec::new()),
+            Err(e) if absent(&e) => return Ok(Vec::new()),
             other => other.map_err(failed("listing", folder))?,
         };
         let mut found = Vec::new();
@@ -194,6 +206,11 @@ impl Root {
         }
         Ok(removed)
     }
+}
+
+/// A folder is no object: a store in the cloud has none.
+fn not_a_folder(metadata: &std::fs::Metadata) -> io::Result<()> {
+    if metadata.is_dir() { Err(Io::NotFound.into()) } else { Ok(()) }
 }
 
 fn meta(key: String, metadata: &std::fs::Metadata) -> Result<Meta> {
@@ -269,7 +286,7 @@ impl Store for LocalStore {
     async fn read(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytestream> {
         let (root, name) = (Arc::clone(&self.0), key.to_owned());
         let (file, bytes) = blocking(move || {
-            let mut file = File::open(root.file(&name)?).map_err(failed("reading", &name))?;
+            let mut file = root.open(&name)?;
             let length = file.metadata().map_err(failed("reading", &name))?.len();
             let range = range.unwrap_or(0..length);
             if range.end > length {
@@ -288,8 +305,9 @@ impl Store for LocalStore {
     async fn head(&self, key: &str) -> Result<Meta> {
         let (root, key) = (Arc::clone(&self.0), key.to_owned());
         blocking(move || {
-            let metadata = std::fs::metadata(root.file(&key)?).map_err(failed("looking at", &key))?;
-            meta(key, &metadata)
+            let path = root.file(&key)?;
+            let metadata = std::fs::metadata(path).and_then(|m| not_a_folder(&m).map(|()| m));
+            meta(key.clone(), &metadata.map_err(failed("looking at", &key))?)
         })
         .await
     }
@@ -302,8 +320,8 @@ impl Store for LocalStore {
 
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(keys.len());
-        for key in keys.iter().cloned() {
-            let root = Arc::clone(&self.0);
+        for key in keys {
+            let (root, key) = (Arc::clone(&self.0), key.clone());
             results.push(blocking(move || root.delete(&key)).await);
         }
         results

@@ -35,7 +35,7 @@ impl Default for RetryPolicy {
             retries: 7,
             first_delay: Duration::from_millis(200),
             longest_delay: Duration::from_secs(10),
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
         }
     }
 }
@@ -75,7 +75,7 @@ impl Inner {
     async fn within<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         let limit = self.policy.timeout;
         tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-            let message = format!("{} did not answer within {} s", self.location, limit.as_secs());
+            let message = format!("{} did not answer within {limit:?}", self.location);
             Err(Error::new(ErrorKind::StoreUnavailable, message).doing(what).with_hint("is the store up, and the network?"))
         })
     }
@@ -147,6 +147,10 @@ impl Store for Remote {
                 // The last try may have succeeded without an answer.
                 match self.0.within(&what, self.0.compare(key, &body)).await {
                     Ok(Some(created)) => Ok(created),
+                    Ok(None) if error.kind() == ErrorKind::Conflict => {
+                        let message = format!("{} says that {key} exists, and that it does not", self.0.location);
+                        Err(Error::new(ErrorKind::StoreUnavailable, message).doing(what).caused_by(error))
+                    }
                     _ => Err(error),
                 }
             }
@@ -263,13 +267,12 @@ struct Multipart {
 
 impl Multipart {
     async fn send(&mut self, chunk: Bytes) -> Result<()> {
-        let id = match &self.id {
-            Some(id) => id.clone(),
-            None => {
-                let what = format!("starting the upload of {}", self.key);
-                let id = self.store.retry(&what, || self.store.transport.start(&self.key)).await?;
-                self.id.insert(id).clone()
-            }
+        let id = if let Some(id) = &self.id {
+            id.clone()
+        } else {
+            let what = format!("starting the upload of {}", self.key);
+            let id = self.store.retry(&what, || self.store.transport.start(&self.key)).await?;
+            self.id.insert(id).clone()
         };
         while self.sending.len() >= PARTS_IN_FLIGHT {
             self.received().await?;
@@ -290,6 +293,34 @@ impl Multipart {
             self.tags.insert(index, tag);
         }
         Ok(())
+    }
+}
+
+impl Multipart {
+    /// Waits for the parts and makes them one object.
+    async fn complete(&mut self) -> Result<()> {
+        while !self.sending.is_empty() {
+            self.received().await?;
+        }
+        let (store, key, id) = (&self.store, &self.key, self.id.clone().unwrap_or_default());
+        let tags: Vec<String> = self.tags.values().cloned().collect();
+        let what = format!("completing {key}");
+        let mut tries = 0;
+        let complete = || {
+            tries += 1;
+            store.transport.complete(key, &id, tags.clone())
+        };
+        let Err(error) = store.retry(&what, complete).await else { return Ok(()) };
+        // A try that was not answered may have done it. The next one then finds no upload any more, and every store
+        // says so in its own way. Nobody else writes this key: what is there is this upload.
+        let there = if error.retryable() {
+            store.within(&what, store.transport.head(key)).await
+        } else if tries > 1 {
+            store.retry(&what, || store.transport.head(key)).await
+        } else {
+            return Err(error);
+        };
+        if there.is_ok_and(|meta| meta.bytes == self.bytes) { Ok(()) } else { Err(error) }
     }
 }
 
@@ -315,36 +346,25 @@ impl Upload for Multipart {
             let what = format!("writing {}", self.key);
             return self.store.retry(&what, || self.store.transport.put(&self.key, body.clone())).await;
         }
-        while !self.sending.is_empty() {
-            if let Err(error) = self.received().await {
-                // What cannot be aborted is invisible, and the bucket's lifecycle rule removes it.
-                let _ = self.abort().await;
-                return Err(error);
-            }
+        let completed = self.complete().await;
+        if completed.is_err() {
+            // What cannot be aborted is invisible, and the bucket's lifecycle rule removes it.
+            let _ = self.abort().await;
         }
-        let (store, key, id, bytes) = (&self.store, &self.key, self.id.clone().unwrap_or_default(), self.bytes);
-        let tags: Vec<String> = self.tags.values().cloned().collect();
-        let mut tried = false;
-        let complete = || {
-            let (id, tags, again) = (id.clone(), tags.clone(), std::mem::replace(&mut tried, true));
-            async move {
-                match store.transport.complete(key, &id, tags).await {
-                    // The try before this one did it, and its answer was lost.
-                    Err(e) if again && e.kind() == ErrorKind::ObjectMissing => match store.transport.head(key).await {
-                        Ok(meta) if meta.bytes == bytes => Ok(()),
-                        _ => Err(e),
-                    },
-                    other => other,
-                }
-            }
-        };
-        store.retry(&format!("completing {key}"), complete).await
+        completed
     }
 
     async fn abort(mut self: Box<Self>) -> Result<()> {
         self.sending.shutdown().await;
         match &self.id {
-            Some(id) => self.store.retry(&format!("aborting {}", self.key), || self.store.transport.abort(&self.key, id)).await,
+            Some(id) => {
+                let what = format!("aborting {}", self.key);
+                match self.store.retry(&what, || self.store.transport.abort(&self.key, id)).await {
+                    // The try before did it without an answer.
+                    Err(e) if e.kind() == ErrorKind::ObjectMissing => Ok(()),
+                    other => other,
+                }
+            }
             None => Ok(()),
         }
     }

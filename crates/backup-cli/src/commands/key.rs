@@ -78,9 +78,17 @@ async fn rotate(
     };
     let mut done = Vec::new();
     let mut text = String::new();
+    let mut first_error = None;
     for backup in wanted {
         let record = find(&repository, &catalog, &backup).await?;
-        let rotated = rotate_key(&repository, &record, &old, &new).await?;
+        let rotated = match rotate_key(&repository, &record, &old, &new).await {
+            Ok(rotated) => rotated,
+            // The others are rotated all the same: whoever lost a key wants as much done as can be.
+            Err(error) => {
+                first_error = first_error.or(Some(error.doing(format!("rotating the key of {}", record.id))));
+                continue;
+            }
+        };
         text.push_str(&format!("{}: its key is sealed anew in {}\n", record.id, rotated.created));
         if !rotated.remaining.is_empty() {
             text.push_str(&format!(
@@ -91,7 +99,9 @@ async fn rotate(
         done.push(json!({"id": record.id, "created": rotated.created, "remaining": rotated.remaining}));
     }
     if cli.json {
-        return render::print_json(&json!({"rotated": done}));
+        render::print_json(&json!({"rotated": done}))?;
+    } else if !cli.quiet {
+        render::print(&text)?;
     }
-    if cli.quiet { Ok(()) } else { render::print(&text) }
+    first_error.map_or(Ok(()), Err)
 }

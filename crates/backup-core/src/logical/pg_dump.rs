@@ -77,6 +77,8 @@ impl PgDump {
     async fn estimate(session: &Session) -> Option<u64> {
         let sql = "SELECT sum(pg_catalog.pg_table_size(oid))::bigint FROM pg_catalog.pg_class \
                    WHERE relkind IN ('r', 'm') AND relnamespace <> 'pg_catalog'::regnamespace AND relpersistence <> 't'";
+        // The sizes are behind locks, and an estimate is not worth waiting for.
+        session.rows("SET lock_timeout = '100ms'").await.ok()?;
         session.value(sql).await.ok().flatten()?.parse().ok()
     }
 }
@@ -112,6 +114,7 @@ impl Dumper for PgDump {
             Process::start(ProcessRun { tool: &tool, args, connection: Some(connection), stdin: false, stdout: true })?;
         let mut output = process.stdout()?;
         // Larger pipes mean fewer switches between the two; it is no harm if the system refuses.
+        #[cfg(target_os = "linux")]
         let _ = rustix::pipe::fcntl_setpipe_size(&output, READ_BYTES);
         let spec = PartSpec { kind: ARCHIVE.to_owned(), name: format!("{}.{ARCHIVE}", connection.database()) };
         let mut part = parts.open(spec).await?;

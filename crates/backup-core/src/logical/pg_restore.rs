@@ -22,8 +22,8 @@ pub struct PgRestore {
 /// `pg_restore` of 17 and later sets this, and servers before 17 do not know it
 /// (_doSetFixedOutputState in pg_backup_archiver.c, PostgreSQL 17).
 const NEW_SETTING: &[u8] = b"SET transaction_timeout = 0;\n";
-/// It stands among the first lines of the script.
-const PREAMBLE_LINES: usize = 64;
+/// The last of the settings at the head of a script; rows come after it.
+const LAST_SETTING: &[u8] = b"SELECT pg_catalog.set_config('search_path'";
 
 impl PgRestore {
     /// Restores into the database that `connection` names.
@@ -156,12 +156,14 @@ async fn filter(
     let mut from = BufReader::with_capacity(1 << 20, from);
     let copy = async {
         let mut line = Vec::new();
-        for _ in 0..PREAMBLE_LINES {
-            line.clear();
-            from.read_until(b'\n', &mut line).await?;
+        while from.read_until(b'\n', &mut line).await? > 0 {
             if line != NEW_SETTING {
                 to.write_all(&line).await?;
             }
+            if line.starts_with(LAST_SETTING) {
+                break;
+            }
+            line.clear();
         }
         tokio::io::copy_buf(&mut from, &mut to).await?;
         to.shutdown().await

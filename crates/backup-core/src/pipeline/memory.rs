@@ -48,8 +48,8 @@ impl MemoryPlan {
     }
 }
 
-/// How many frames of a run are between their being full and their being sealed: one a job, and one that
-/// keeps the pool fed while another is put in order.
+/// How many frames of a run are between their being full and their being sealed: one a job, one that is put
+/// in order, and one that waits, so that no thread of the pool does.
 pub(super) fn frames_in_flight(jobs: usize) -> usize {
-    jobs + 1
+    jobs + 2
 }

@@ -144,8 +144,9 @@ impl Catalog {
     pub async fn write_index(&self, repository: &Repository) -> Result<Timestamp> {
         let store = repository.store();
         let recent = BackupId::floor(Timestamp::now() - HORIZON_LAG);
+        // The horizon itself is not listed, so it must lie before the id of the oldest run without a record.
         let horizon = match self.unfinished.first() {
-            Some(oldest) => recent.min(oldest.id.to_string()),
+            Some(oldest) => recent.min(BackupId::floor(oldest.id.started())),
             None => recent,
         };
         let index = Index {

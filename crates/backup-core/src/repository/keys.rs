@@ -31,6 +31,23 @@ async fn key_names(repository: &Repository, folder: &str) -> Result<Vec<String>>
     Ok(names)
 }
 
+/// Whether the key of an encrypted backup is there.
+pub(crate) async fn has_key(repository: &Repository, record: &BackupRecord) -> Result<bool> {
+    Ok(!key_names(repository, &layout::backup(&record.cluster, &record.id)).await?.is_empty())
+}
+
+/// A name that sorts after those that are there, even where this host's clock runs behind.
+fn next_name(names: &[String], method: &str) -> String {
+    let made = layout::rotated_key(&Ulid::generate().to_string(), method);
+    let newest = names.last().and_then(|n| n.strip_prefix("key-")).and_then(|n| n.split('.').next());
+    match newest.and_then(|ulid| Ulid::from_string(ulid).ok()) {
+        Some(newest) if names.last().is_some_and(|last| *last >= made) => {
+            layout::rotated_key(&newest.increment().unwrap_or(newest).to_string(), method)
+        }
+        _ => made,
+    }
+}
+
 /// Opens the key of a backup; nothing where the backup is not encrypted.
 pub(crate) async fn open_cipher(
     repository: &Repository,
@@ -71,7 +88,7 @@ pub async fn rotate_key(
     };
     let folder = layout::backup(&record.cluster, &record.id);
     let outdated = key_names(repository, &folder).await?;
-    let created = layout::rotated_key(&Ulid::generate().to_string(), new.name());
+    let created = next_name(&outdated, new.name());
     let store = repository.store();
     if store.create(&format!("{folder}/{created}"), new.rewrap(&*cipher)?).await? == Created::Other {
         return Err(Error::internal("a new name is taken already"));

@@ -34,9 +34,9 @@ pub fn identity(cluster: &ClusterName) -> String {
 }
 
 /// A part's object, in its backup's folder: `parts/0001.pgdump.zst.age`. Where a part has several, the
-/// second is `parts/0001_2.pgdump.zst.age`.
+/// second is `parts/0001_002.pgdump.zst.age`: so they sort in their order.
 pub fn part(part: u32, object: usize, kind: &str, codec: Option<&str>, cipher: Option<&str>) -> String {
-    let number = if object > 1 { format!("{part:04}_{object}") } else { format!("{part:04}") };
+    let number = if object > 1 { format!("{part:04}_{object:03}") } else { format!("{part:04}") };
     let mut name = format!("{PARTS}/{number}.{kind}");
     for suffix in [codec, cipher].into_iter().flatten() {
         name.push('.');

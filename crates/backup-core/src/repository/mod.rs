@@ -8,6 +8,7 @@
 mod catalog;
 mod contents;
 mod id;
+mod identity;
 mod keys;
 pub mod layout;
 mod open;
@@ -17,9 +18,10 @@ mod sweep;
 
 pub use catalog::{Catalog, Unfinished};
 pub use id::{BackupId, ClusterName};
+pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
 pub(crate) use contents::{open_contents, seal_contents};
-pub(crate) use keys::open_cipher;
+pub(crate) use keys::{has_key, open_cipher};
 pub use open::{Abilities, FORMAT, Repository};
 pub use record::{
     BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents, PartRecord,

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,8 @@ pub(crate) struct Run {
     pub(crate) id: BackupId,
     pub(crate) started: Timestamp,
     pub(crate) host: String,
+    /// Set when a commit was asked for: the store may still carry it out, however late.
+    commit_tried: AtomicBool,
 }
 
 impl Run {
@@ -32,7 +35,7 @@ impl Run {
         let host = host_name();
         loop {
             let id = BackupId::new(started, kind, Ulid::generate().random())?;
-            let run = Self { repository: repository.clone(), cluster: cluster.clone(), id, started, host: host.clone() };
+            let run = Self { repository: repository.clone(), cluster: cluster.clone(), id, started, host: host.clone(), commit_tried: AtomicBool::new(false) };
             let announcement = Started {
                 format: FORMAT,
                 id: run.id.clone(),
@@ -79,6 +82,7 @@ impl Run {
     /// Commits: creates `backup.json`. Where the store's answer is lost, the record itself says what happened.
     pub(crate) async fn commit(&self, record: &BackupRecord) -> Result<()> {
         let key = format!("{}/{}", self.folder(), layout::RECORD);
+        self.commit_tried.store(true, Ordering::Relaxed);
         let created = match self.store().create(&key, to_json(record)?).await {
             Ok(created) => created,
             Err(error) => match self.abandon().await {
@@ -123,6 +127,10 @@ impl Run {
             return Ok(());
         }
         delete_leftovers(self.store(), &self.folder()).await?;
+        if self.commit_tried.load(Ordering::Relaxed) {
+            // A create that was given up by its time limit could otherwise still make a backup without parts.
+            return Ok(());
+        }
         // Nobody else writes to this run: the mark can go as well.
         let key = format!("{}/{}", self.folder(), layout::RECORD);
         self.store().delete(&[key]).await.into_iter().collect()

@@ -8,11 +8,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::dumper::PartSource;
+use crate::compressor::Compressor;
 use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::pipeline::{CpuPool, Totals, check_stored};
-use crate::repository::{BackupId, BackupRecord, Repository, layout};
+use crate::repository::{BackupId, BackupRecord, Repository, has_key, layout};
 use crate::restore::Reading;
 
 /// How deep a verification went.
@@ -68,6 +69,8 @@ pub struct VerifyOptions {
     /// Opens the key. Without it the stored bytes are compared, and the raw ones only where they are not
     /// encrypted.
     pub encryptor: Option<Arc<dyn Encryptor>>,
+    /// An application's own compression method; those of [`codec`](crate::codec) are known.
+    pub compressor: Option<Arc<dyn Compressor>>,
     /// Compares stored bytes only.
     pub stored_only: bool,
     /// How much is done at once.
@@ -116,6 +119,12 @@ async fn stored(
     report: &mut Report,
 ) -> Result<()> {
     let folder = layout::backup(&record.cluster, &record.id);
+    if let Some(encryption) = &record.encryption
+        && !has_key(repository, record).await?
+    {
+        let what = format!("{folder}/{}", layout::key(&encryption.method));
+        report.findings.push(Finding { what, missing: true, why: "without its key nobody can read the backup".to_owned() });
+    }
     let reading = Reading::new(None, options.jobs, options.pool.clone(), options.observer.clone())?;
     let totals = Totals::default();
     let mut checks = futures::stream::iter(record.objects())
@@ -138,18 +147,27 @@ async fn raw(
     report: &mut Report,
 ) -> Result<()> {
     let totals = Arc::new(Totals::default());
-    let reading = Reading::new(options.encryptor.clone(), options.jobs, options.pool.clone(), options.observer.clone())?;
-    let source = match reading.open(repository, record, Arc::clone(&totals)).await {
+    let mut reading =
+        Reading::new(options.encryptor.clone(), options.jobs, options.pool.clone(), options.observer.clone())?;
+    reading.compressor.clone_from(&options.compressor);
+    let folder = layout::backup(&record.cluster, &record.id);
+    let opened = match reading.cipher(repository, record).await {
+        Ok(cipher) => {
+            let contents = record.contents.as_ref().map_or("contents", |c| &c.key);
+            let source = reading.open(repository, record, cipher, Arc::clone(&totals)).await;
+            source.map_err(|e| (format!("{folder}/{contents}"), e))
+        }
+        Err(e) => Err((format!("{folder}/{}", layout::key("age")), e)),
+    };
+    let source = match opened {
         Ok(source) => source,
-        Err(error) => {
-            // Without its contents nothing can be opened; the stored bytes still tell what else is wrong.
-            let what = record.contents.as_ref().map_or("contents", |c| &c.key).to_owned();
-            note(report, format!("{}/{what}", layout::backup(&record.cluster, &record.id)), Err(error))?;
+        Err((what, error)) => {
+            // Nothing can be opened; the stored bytes still tell what else is wrong.
             report.depth = Depth::Stored;
-            let before = std::mem::take(&mut report.findings);
             stored(repository, record, &options, report).await?;
-            let known: Vec<String> = report.findings.iter().map(|f| f.what.clone()).collect();
-            report.findings.extend(before.into_iter().filter(|f| !known.contains(&f.what)));
+            if report.findings.iter().all(|f| f.what != what) {
+                note(report, what, Err(error))?;
+            }
             return Ok(());
         }
     };

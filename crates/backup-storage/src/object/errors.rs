@@ -1,5 +1,7 @@
-//! What the errors of object_store mean. It tells apart by HTTP status; the codes that clouds put into the
+//! What the errors of `object_store` mean. It tells apart by HTTP status; the codes that clouds put into the
 //! body say more, so the text of the whole chain is looked at.
+
+#![allow(clippy::needless_pass_by_value)] // Both take an error from `map_err`.
 
 use std::error::Error as StdError;
 
@@ -9,6 +11,10 @@ use backup_core::{Error, ErrorKind};
 pub(crate) fn not_configured(error: object_store::Error) -> Error {
     Error::new(ErrorKind::Config, "the store's settings are not complete").caused_by(safe(&chain(&error)))
 }
+
+/// Refusals that another try may overcome: too many requests, and bodies that were lost or changed on their way.
+/// Those with a code are S3's, under the status 400.
+const COME_BACK: &[&str] = &["status code: 408", "status code: 429", "<Code>RequestTimeout<", "<Code>IncompleteBody<", "<Code>BadDigest<"];
 
 pub(super) fn classify(key: &str, error: object_store::Error) -> Error {
     use object_store::Error as E;
@@ -41,8 +47,11 @@ pub(super) fn classify(key: &str, error: object_store::Error) -> Error {
                 "no credentials for the store were found".into(),
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws/credentials",
             ),
-            // A request that the store understood and refused fails again; 408 and 429 ask to come back.
-            _ if has(&["status code: 4"]) && !has(&["status code: 408", "status code: 429"]) => {
+            _ if has(&["status code: 416", "InvalidRange"]) => {
+                Error::new(ErrorKind::Integrity, format!("{key} is shorter than it should be"))
+            }
+            // A request that the store understood and refused fails again; these ask to come back.
+            _ if has(&["status code: 4"]) && !has(COME_BACK) => {
                 new(ErrorKind::StoreUnavailable, format!("the store refused a request for {key}"), "the store's own words stand below").retryable_if(false)
             }
             _ => new(ErrorKind::StoreUnavailable, "the store did not answer, or answered that it cannot now".into(), "is the endpoint right, and the store up?"),
@@ -76,12 +85,26 @@ fn chain(error: &dyn StdError) -> String {
     text
 }
 
-/// The text in one line of bounded length, without the queries of URLs: signatures may stand in them.
+/// The text in one line of bounded length, without the queries of URLs: signatures may stand in them. Of an XML
+/// body only the code and the message: S3 repeats what was signed.
 fn safe(text: &str) -> String {
+    let body = text.find("<?xml").or_else(|| text.find("<Error>"));
+    let text = match body.map(|at| text.split_at(at)) {
+        Some((before, xml)) => {
+            let said = ["Code", "Message"].map(|name| element(xml, name)).into_iter().flatten().collect::<Vec<_>>();
+            format!("{before}{}", said.join(": "))
+        }
+        None => text.to_owned(),
+    };
     let words = text.split_whitespace().map(|word| match word.split_once('?') {
         Some((url, _)) if url.contains("://") => url,
         _ => word,
     });
     let line = words.collect::<Vec<_>>().join(" ");
     line.chars().take(600).collect()
+}
+
+fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use backup_core::{Error, ErrorKind, Result};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 
-use super::{StoreOptions, client_options, single_try};
+use super::{Credentials, StoreOptions, client_options, single_try};
 use crate::object::not_configured;
 
 pub(super) fn client(bucket: &str, options: &StoreOptions) -> Result<AmazonS3> {
@@ -21,16 +21,17 @@ pub(super) fn client(bucket: &str, options: &StoreOptions) -> Result<AmazonS3> {
         .with_bucket_name(bucket)
         .with_region(region.or_else(|| profile.get("region")).unwrap_or_else(|| "us-east-1".to_owned()))
         .with_retry(single_try())
+        // Objects are deleted one by one: every compatible store can do that, and not every one several at once.
+        .with_disable_bulk_delete(true)
         .with_conditional_put(if options.conditional_create { S3ConditionalPut::ETagMatch } else { S3ConditionalPut::Disabled });
-    // A profile that was named goes before the environment, the default one after it.
-    if options.profile.is_some() || variable("AWS_ACCESS_KEY_ID").is_none() {
-        if let (Some(key), Some(secret)) = (profile.get("aws_access_key_id"), profile.get("aws_secret_access_key")) {
-            builder = builder.with_access_key_id(key).with_secret_access_key(secret);
-            if let Some(token) = profile.get("aws_session_token") {
-                builder = builder.with_token(token);
-            }
-        } else {
-            profile.refuse_other_ways()?;
+    // What the application brings goes first, then a profile that was named, the environment, the default profile.
+    // They are given whole: with a key from here, a session token of the environment would be of another one.
+    if let Some(credentials) = &options.credentials {
+        builder = builder.with_credentials(credentials.for_s3()?);
+    } else if options.profile.is_some() || variable("AWS_ACCESS_KEY_ID").is_none() {
+        match profile.credentials() {
+            Some(credentials) => builder = builder.with_credentials(credentials.for_s3()?),
+            None => profile.refuse_other_ways()?,
         }
     }
     let mut http = options.clone();
@@ -99,6 +100,14 @@ impl Profile {
 
     fn get(&self, name: &str) -> Option<String> {
         self.settings.get(name).filter(|v| !v.is_empty()).cloned()
+    }
+
+    fn credentials(&self) -> Option<Credentials> {
+        Some(Credentials::S3 {
+            access_key: self.get("aws_access_key_id")?,
+            secret_key: self.get("aws_secret_access_key")?.into(),
+            session_token: self.get("aws_session_token").map(Into::into),
+        })
     }
 
     /// Profiles can name ways to get credentials that need the AWS tools.

@@ -1,6 +1,7 @@
 //! A store from a URL.
 
 mod aws;
+mod credentials;
 mod options;
 
 use std::collections::HashMap;
@@ -8,12 +9,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use backup_core::{Error, ErrorKind, Result, Store};
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use url::Url;
 
+pub use credentials::Credentials;
 pub use options::StoreOptions;
+
+use credentials::for_another_store;
 
 use crate::local::LocalStore;
 use crate::memory::MemoryTransport;
@@ -33,8 +37,9 @@ static MEMORY: LazyLock<Mutex<HashMap<String, MemoryTransport>>> = LazyLock::new
 /// | `az://container/folder` | Azure Blob; the account by `?account=…` or `AZURE_STORAGE_ACCOUNT_NAME` |
 /// | `memory:name` | memory of this process, for tests |
 ///
-/// What stands in the URL's query goes before `options`. Credentials are found as the cloud's own tools find
-/// them, and never stand in a URL. Nothing is connected yet.
+/// What stands in the URL's query goes before `options`. Credentials are those of
+/// [`StoreOptions::credentials`], or found as the cloud's own tools find them; they never stand in a URL. Nothing
+/// is connected yet.
 pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
     let wrong = |why: String| {
         Error::new(ErrorKind::Usage, why)
@@ -72,28 +77,50 @@ pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
             Ok(Arc::new(LocalStore::new(path)))
         }
         "s3" | "s3a" => Ok(place.open(aws::client(&bucket, &options)?, &options)),
-        "gs" => {
-            let client = GoogleCloudStorageBuilder::from_env()
-                .with_bucket_name(&bucket)
-                .with_retry(single_try())
-                .with_client_options(client_options(&options));
-            Ok(place.open(client.build().map_err(not_configured)?, &options))
-        }
-        "az" | "azure" => {
-            let mut client = MicrosoftAzureBuilder::from_env().with_container_name(&bucket).with_retry(single_try());
-            if let Some(account) = &options.account {
-                client = client.with_account(account);
-            }
-            if let Some(endpoint) = &options.endpoint {
-                client = client.with_endpoint(endpoint.clone()).with_allow_http(endpoint.starts_with("http://"));
-            }
-            if options.storage_class.is_some() {
-                return Err(Error::new(ErrorKind::Unsupported, "a storage class cannot be chosen for uploads to Azure")
-                    .with_hint("set the access tier on the account, or by a lifecycle rule"));
-            }
-            Ok(place.open(client.with_client_options(client_options(&options)).build().map_err(not_configured)?, &options))
-        }
+        "gs" => Ok(place.open(google(&bucket, &options)?, &options)),
+        "az" | "azure" => Ok(place.open(azure(&bucket, &options)?, &options)),
         other => Err(wrong(format!("no store is called {other}://"))),
+    }
+}
+
+fn google(bucket: &str, options: &StoreOptions) -> Result<GoogleCloudStorage> {
+    refuse_what_only_s3_can(options)?;
+    if options.credentials.is_some() {
+        return Err(for_another_store());
+    }
+    let mut client = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_retry(single_try());
+    if let Some(endpoint) = &options.endpoint {
+        client = client.with_base_url(endpoint.trim_end_matches('/'));
+    }
+    client.with_client_options(client_options(options)).build().map_err(not_configured)
+}
+
+fn azure(container: &str, options: &StoreOptions) -> Result<MicrosoftAzure> {
+    refuse_what_only_s3_can(options)?;
+    if options.storage_class.is_some() {
+        return Err(Error::new(ErrorKind::Unsupported, "a storage class cannot be chosen for uploads to Azure")
+            .with_hint("set the access tier on the account, or by a lifecycle rule"));
+    }
+    let mut client = MicrosoftAzureBuilder::from_env().with_container_name(container).with_retry(single_try());
+    if let Some(account) = &options.account {
+        client = client.with_account(account);
+    }
+    if let Some(credentials) = &options.credentials {
+        client = client.with_credentials(credentials.for_azure()?);
+    }
+    if let Some(endpoint) = &options.endpoint {
+        client = client.with_endpoint(endpoint.trim_end_matches('/').to_owned()).with_allow_http(endpoint.starts_with("http://"));
+    }
+    client.with_client_options(client_options(options)).build().map_err(not_configured)
+}
+
+/// Who asks for encryption at rest must not get a store without it.
+fn refuse_what_only_s3_can(options: &StoreOptions) -> Result<()> {
+    let asked = [("sse", &options.sse), ("kms_key", &options.kms_key), ("checksum", &options.checksum)];
+    match asked.iter().find(|(_, value)| value.is_some()) {
+        Some((name, _)) => Err(Error::new(ErrorKind::Unsupported, format!("{name} can only be chosen for S3"))
+            .with_hint("this store encrypts by itself, with the key that the bucket or the account is set to")),
+        None => Ok(()),
     }
 }
 
@@ -107,7 +134,7 @@ struct Place {
 }
 
 impl Place {
-    fn open<C: Client + std::fmt::Debug>(self, client: C, options: &StoreOptions) -> Arc<dyn Store> {
+    fn open<C: Client>(self, client: C, options: &StoreOptions) -> Arc<dyn Store> {
         let bucket = Bucket {
             client,
             prefix: self.prefix,

@@ -1,9 +1,10 @@
 use backup_core::{Error, ErrorKind, Result};
 
+use super::Credentials;
 use crate::remote::RetryPolicy;
 
 /// How a store is reached. The names are those of a URL's query and of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StoreOptions {
     /// `endpoint`: URL of a compatible server.
@@ -15,6 +16,9 @@ pub struct StoreOptions {
     pub path_style: Option<bool>,
     /// `profile` of `~/.aws/credentials` and `~/.aws/config` (S3).
     pub profile: Option<String>,
+    /// Credentials that an application brings. They go before those of a profile and of the environment, and
+    /// have no name: they stand neither in a URL nor in the configuration.
+    pub credentials: Option<Credentials>,
     /// `account` (Azure).
     pub account: Option<String>,
     /// `storage_class` of parts: `STANDARD_IA`, `GLACIER_IR` … (S3, Google).
@@ -39,6 +43,7 @@ impl Default for StoreOptions {
             region: None,
             path_style: None,
             profile: None,
+            credentials: None,
             account: None,
             storage_class: None,
             sse: None,
