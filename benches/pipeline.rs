@@ -17,8 +17,8 @@ use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use pgark::crypt::Age;
 use pgark::{
-    Backup, CancellationToken, Ctx, Dumped, Dumper, Error, PartSink, PartSpec, Repository, Result, StoreOptions,
-    open_store,
+    Backup, CancellationToken, Ctx, Dumped, Dumper, Error, PartSink, PartSpec, Repository, Result,
+    StoreOptions, open_store,
 };
 use tokio::io::AsyncReadExt;
 
@@ -74,9 +74,20 @@ fn write_rows(path: &Path, mib: usize) {
         let _ = writeln!(
             row,
             "{id}\t2026-{:02}-{:02} {:02}:{:02}:{:02}.{:06}+00\t{account:016x}{account:016x}\t{}\t{}.{:02}\t{{\"ip\": \"10.{}.{}.7\", \"note\": \"{}\", \"agent\": \"{}\", \"items\": {}, \"session\": \"{a:016x}{b:016x}\"}}",
-            1 + id / 3_000_000 % 12, 1 + id / 100_000 % 28, id / 3600 % 24, id / 60 % 60, id % 60, c % 1_000_000,
-            kinds[(a % 5) as usize], b % 1000, c % 100, id % 256, id / 256 % 256,
-            "m".repeat((c >> 32) as usize % 40), agents[(b >> 40) as usize % 3], a % 20,
+            1 + id / 3_000_000 % 12,
+            1 + id / 100_000 % 28,
+            id / 3600 % 24,
+            id / 60 % 60,
+            id % 60,
+            c % 1_000_000,
+            kinds[(a % 5) as usize],
+            b % 1000,
+            c % 100,
+            id % 256,
+            id / 256 % 256,
+            "m".repeat((c >> 32) as usize % 40),
+            agents[(b >> 40) as usize % 3],
+            a % 20,
         );
         file.write_all(row.as_bytes()).unwrap();
         written += row.len();
@@ -109,7 +120,10 @@ fn zstd_and_age(file: &Path, folder: &Path) -> Duration {
     let out = folder.join("out");
     let script = format!("zstd -q -3 -T2 -c '{}' | age -r {RECIPIENT} > '{}'", file.display(), out.display());
     let begun = Instant::now();
-    assert!(Command::new("sh").arg("-c").arg(script).status().unwrap().success(), "the bench needs zstd and age");
+    assert!(
+        Command::new("sh").arg("-c").arg(script).status().unwrap().success(),
+        "the bench needs zstd and age"
+    );
     let took = begun.elapsed();
     std::fs::remove_file(out).unwrap();
     took
@@ -124,9 +138,13 @@ fn bench(criterion: &mut Criterion) {
     group.sample_size(10).sampling_mode(SamplingMode::Flat).warm_up_time(Duration::from_secs(1));
     group.measurement_time(Duration::from_secs(30)).throughput(Throughput::Bytes((mib as u64) << 20));
     for jobs in [1, 2] {
-        group.bench_with_input(BenchmarkId::new("pgark, zstd 3, age, jobs", jobs), &jobs, |bencher, &jobs| {
-            bencher.iter_custom(|n| (0..n).map(|_| pgark(&file, folder.path(), jobs)).sum());
-        });
+        group.bench_with_input(
+            BenchmarkId::new("pgark, zstd 3, age, jobs", jobs),
+            &jobs,
+            |bencher, &jobs| {
+                bencher.iter_custom(|n| (0..n).map(|_| pgark(&file, folder.path(), jobs)).sum());
+            },
+        );
     }
     group.bench_function("zstd -q -3 -T2 | age", |bencher| {
         bencher.iter_custom(|n| (0..n).map(|_| zstd_and_age(&file, folder.path())).sum());

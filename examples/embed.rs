@@ -149,13 +149,19 @@ async fn main() -> Result<()> {
     let place = match (arguments.next(), arguments.next(), arguments.next()) {
         (None, ..) => Place::throwaway().await?,
         (Some(connection), Some(repository), None) => Place::given(&connection, repository)?,
-        _ => return Err(Error::new(ErrorKind::Usage, "give a connection string and a repository, or nothing")),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "give a connection string and a repository, or nothing",
+            ));
+        }
     };
 
     // What an application has at hand: a token that stops everything, a key, a repository.
     let cancel = CancellationToken::new();
     let (identity, recipient) = generate_identity(Timestamp::now());
-    let reader = || -> Result<Age> { Ok(Age::new().identities(IdentityFile::parse(identity.expose_secret())?)) };
+    let reader =
+        || -> Result<Age> { Ok(Age::new().identities(IdentityFile::parse(identity.expose_secret())?)) };
     let store = open_store(&place.repository, &StoreOptions::default())?;
     let (repository, new) = Repository::init(store).await?;
     println!("{} repository {}", if new { "new" } else { "known" }, repository.store().location());
@@ -177,13 +183,17 @@ async fn main() -> Result<()> {
             .build()?
             .run(&cancel)
             .await?;
-        println!("backup {}: {} bytes became {}", summary.backup.id, summary.raw_bytes, summary.backup.stored_bytes);
+        println!(
+            "backup {}: {} bytes became {}",
+            summary.backup.id, summary.raw_bytes, summary.backup.stored_bytes
+        );
     }
 
     let catalog = Catalog::load(&repository, &cluster).await?;
     let backups: Vec<BackupSummary> = catalog.backups().cloned().collect();
     for verdict in NewestOfEachDay.decide(&backups, Timestamp::now()) {
-        let opinion = if verdict.keep { format!("stays: {}", verdict.reasons.join(", ")) } else { "may go".to_owned() };
+        let opinion =
+            if verdict.keep { format!("stays: {}", verdict.reasons.join(", ")) } else { "may go".to_owned() };
         println!("{} {opinion}", verdict.id);
     }
 
@@ -193,7 +203,10 @@ async fn main() -> Result<()> {
     options.encryptor = Some(Arc::new(reader()?));
     let report = verify(&repository, &record, options, &cancel).await?;
     if !report.is_good() {
-        return Err(Error::new(ErrorKind::Integrity, format!("the backup is damaged: {:?}", report.findings)));
+        return Err(Error::new(
+            ErrorKind::Integrity,
+            format!("the backup is damaged: {:?}", report.findings),
+        ));
     }
     println!("verified {} objects, {} bytes of contents", report.objects, report.raw_bytes);
 

@@ -32,7 +32,14 @@ async fn a_repository_of_format_1_opens() {
     let catalog = Catalog::load(&repository, &cluster).await.unwrap();
     let listed: Vec<(String, String, bool, String)> = catalog
         .backups()
-        .map(|b| (b.id.to_string(), b.compression.clone(), b.encryption.is_some(), b.label.clone().unwrap_or_default()))
+        .map(|b| {
+            (
+                b.id.to_string(),
+                b.compression.clone(),
+                b.encryption.is_some(),
+                b.label.clone().unwrap_or_default(),
+            )
+        })
         .collect();
     let expected = [
         ("20261121T060756Z-logical-w67t", "zstd", true, "zstd, encrypted"),
@@ -43,7 +50,8 @@ async fn a_repository_of_format_1_opens() {
         ("20261121T060803Z-logical-4yzz", "zstd", false, "zstd:3, clear"),
         ("20261121T060810Z-logical-grrs", "zstd", true, "after the abandoned one"),
     ];
-    let expected: Vec<_> = expected.map(|(id, method, sealed, label)| (id.into(), method.into(), sealed, label.into())).into();
+    let expected: Vec<_> =
+        expected.map(|(id, method, sealed, label)| (id.into(), method.into(), sealed, label.into())).into();
     assert_eq!(listed, expected);
     let identity_of_cluster = repository.identity(&cluster).await.unwrap().unwrap();
     assert_eq!(identity_of_cluster.server_version, "15.18");
@@ -57,7 +65,8 @@ async fn a_repository_of_format_1_opens() {
         assert!(report.is_good() && report.raw_bytes > 60_000, "{report:?}");
         let name = format!("shop_{i}");
         let restorer = PgRestore::into(server.conninfo(&name).unwrap());
-        let restore = Restore::builder().backup(repository.clone(), record).encryptor(identity()).restorer(restorer);
+        let restore =
+            Restore::builder().backup(repository.clone(), record).encryptor(identity()).restorer(restorer);
         restore.build().unwrap().run(&CancellationToken::new()).await.unwrap();
         let sums = "SELECT count(*), sum(hashtextextended(c::text, 7)) FROM customers c UNION ALL \
                     SELECT count(*), sum(hashtextextended(o::text, 7)) FROM orders o";
@@ -72,7 +81,8 @@ async fn a_repository_of_format_1_opens() {
 /// The script that `docs/format.md` gives.
 fn script_of_the_page() -> String {
     let page = std::fs::read_to_string(root().join("docs/format.md")).unwrap();
-    let between = page.split_once("<!-- by-hand:begin -->").unwrap().1.split_once("<!-- by-hand:end -->").unwrap().0;
+    let between =
+        page.split_once("<!-- by-hand:begin -->").unwrap().1.split_once("<!-- by-hand:end -->").unwrap().0;
     between.split_once("```sh\n").unwrap().1.split_once("```").unwrap().0.to_owned()
 }
 
@@ -85,7 +95,10 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
     let place = folder.path().join("repo");
     let repository = local_repository(&place).await;
     // The identity of the fixtures, so that nothing of pgark makes it here.
-    let recipient = IdentityFile::read(&root().join("tests/fixtures/format-1.identity.txt")).unwrap().recipients().remove(0);
+    let recipient = IdentityFile::read(&root().join("tests/fixtures/format-1.identity.txt"))
+        .unwrap()
+        .recipients()
+        .remove(0);
     // Several objects a part.
     let mut options = PipelineOptions::default();
     (options.frame_bytes, options.chunk_bytes, options.object_bytes) = (64 * 1024, 64 * 1024, 300_000);
@@ -105,8 +118,14 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
     let run = |database: &str, psql: bool| {
         let mut command = Command::new("sh");
         command.arg("-c").arg(&script).current_dir(folder.path()).env("REPO", &place).env("CLUSTER", "main");
-        command.env("BACKUP", id.as_str()).env("IDENTITY", root().join("tests/fixtures/format-1.identity.txt"));
-        command.env("DATABASE", database).env("PGHOST", server.folder()).env("PGUSER", "postgres").env("PGDATABASE", "postgres");
+        command
+            .env("BACKUP", id.as_str())
+            .env("IDENTITY", root().join("tests/fixtures/format-1.identity.txt"));
+        command
+            .env("DATABASE", database)
+            .env("PGHOST", server.folder())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", "postgres");
         if psql {
             command.env("USE_PSQL", "1");
         }

@@ -13,8 +13,8 @@ use pgark::crypt::{Age, IdentityFile};
 use pgark::repository::{BackupRecord, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
 use pgark::{
-    Backup, CancellationToken, Ctx, Dumped, Dumper, Error, ErrorKind, PartSink, PartSpec, PipelineOptions, Repository,
-    Restore, Result, Summary, codec,
+    Backup, CancellationToken, Ctx, Dumped, Dumper, Error, ErrorKind, PartSink, PartSpec, PipelineOptions,
+    Repository, Restore, Result, Summary, codec,
 };
 use proptest::prelude::*;
 use support::bytes::{BytesDumper, BytesRestorer};
@@ -46,9 +46,14 @@ async fn back_up(
     builder.build()?.run(&CancellationToken::new()).await
 }
 
-async fn restore(repository: &Repository, record: BackupRecord, reader: Option<IdentityFile>) -> Result<Vec<(String, Vec<u8>)>> {
+async fn restore(
+    repository: &Repository,
+    record: BackupRecord,
+    reader: Option<IdentityFile>,
+) -> Result<Vec<(String, Vec<u8>)>> {
     let restorer = BytesRestorer::default();
-    let mut builder = Restore::builder().backup(repository.clone(), record).restorer(restorer.clone()).jobs(2);
+    let mut builder =
+        Restore::builder().backup(repository.clone(), record).restorer(restorer.clone()).jobs(2);
     if let Some(reader) = reader {
         builder = builder.encryptor(Age::new().identities(reader));
     }
@@ -70,7 +75,8 @@ fn method() -> impl Strategy<Value = &'static str> {
 }
 
 fn chunks() -> impl Strategy<Value = Vec<Bytes>> {
-    let chunk = (proptest::collection::vec(any::<u8>(), 0..3000), 1usize..8).prop_map(|(c, n)| Bytes::from(c.repeat(n)));
+    let chunk = (proptest::collection::vec(any::<u8>(), 0..3000), 1usize..8)
+        .prop_map(|(c, n)| Bytes::from(c.repeat(n)));
     proptest::collection::vec(chunk, 0..8)
 }
 
@@ -174,12 +180,17 @@ async fn a_part_goes_on_in_the_next_object() {
     let (repository, memory) = memory_repository().await;
     let bytes: Vec<u8> = (0..200_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let dumper = BytesDumper::one(bytes.clone());
-    let summary = back_up(&repository, dumper, "zstd:3", None, options(64 * 1024, 16 * 1024, 200_000), 2).await.unwrap();
+    let summary = back_up(&repository, dumper, "zstd:3", None, options(64 * 1024, 16 * 1024, 200_000), 2)
+        .await
+        .unwrap();
     let record = record(&repository, &summary).await;
     let names: Vec<&str> = record.parts[0].objects.iter().map(|o| o.key.as_str()).collect();
     assert_eq!(names[..2], ["parts/0001.raw.zst", "parts/0001_002.raw.zst"]);
     assert!(names.len() >= 3);
-    assert!(record.parts[0].objects.iter().all(|o| o.bytes < 200_000 + 70_000), "an object ends at the next frame");
+    assert!(
+        record.parts[0].objects.iter().all(|o| o.bytes < 200_000 + 70_000),
+        "an object ends at the next frame"
+    );
     // Concatenated they are what zstd reads.
     let whole: Vec<u8> = names
         .iter()
@@ -248,10 +259,15 @@ impl Dumper for Clumsy {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dumper_that_does_wrong_leaves_nothing() {
-    for mistake in [Mistake::DropPart, Mistake::OpenTooMany, Mistake::TearWrite, Mistake::Fail, Mistake::WrongKind] {
+    for mistake in
+        [Mistake::DropPart, Mistake::OpenTooMany, Mistake::TearWrite, Mistake::Fail, Mistake::WrongKind]
+    {
         let (repository, memory) = memory_repository().await;
-        let error = back_up(&repository, Clumsy(mistake), "zstd:3", None, options(4096, 8192, 1 << 30), 2).await.unwrap_err();
-        let expected = if matches!(mistake, Mistake::Fail) { ErrorKind::Database } else { ErrorKind::Internal };
+        let error = back_up(&repository, Clumsy(mistake), "zstd:3", None, options(4096, 8192, 1 << 30), 2)
+            .await
+            .unwrap_err();
+        let expected =
+            if matches!(mistake, Mistake::Fail) { ErrorKind::Database } else { ErrorKind::Internal };
         assert_eq!(error.kind(), expected, "{mistake:?}: {error:?}");
         assert_eq!(memory.keys(), ["pgark.json"], "{mistake:?} left something");
         assert_eq!(memory.open_uploads(), 0, "{mistake:?} left an upload");
@@ -360,7 +376,9 @@ async fn an_event_stream_tells_what_happens() {
     let summary = backup.run(&CancellationToken::new()).await.unwrap();
     drop(backup);
     let events: Vec<Event> = events.collect().await;
-    assert!(events.iter().any(|e| matches!(e, Event::Started { id } if *id == summary.backup.id.to_string())));
+    assert!(
+        events.iter().any(|e| matches!(e, Event::Started { id } if *id == summary.backup.id.to_string()))
+    );
     let last = events.iter().rev().find_map(|e| match e {
         Event::Progress { raw_bytes, stored_bytes } => Some((*raw_bytes, *stored_bytes)),
         _ => None,

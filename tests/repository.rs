@@ -13,8 +13,8 @@ use bytes::Bytes;
 use pgark::crypt::Age;
 use pgark::repository::{BackupId, Catalog, ClusterName, DEFAULT_GRACE, rotate_key};
 use pgark::{
-    Backup, CancellationToken, Ctx, Dumped, Dumper, Encryptor, ErrorKind, MemoryTransport, PartSink, PartSpec, Remote,
-    Repository, Restore, Result, Store, read_whole,
+    Backup, CancellationToken, Ctx, Dumped, Dumper, Encryptor, ErrorKind, MemoryTransport, PartSink,
+    PartSpec, Remote, Repository, Restore, Result, Store, read_whole,
 };
 use support::bytes::{BytesDumper, BytesRestorer};
 use support::counting::Counting;
@@ -56,7 +56,8 @@ fn cluster() -> ClusterName {
 }
 
 async fn quick_backup(repository: &Repository) -> BackupId {
-    let backup = Backup::builder().repository(repository.clone()).dumper(BytesDumper::one("rows")).build().unwrap();
+    let backup =
+        Backup::builder().repository(repository.clone()).dumper(BytesDumper::one("rows")).build().unwrap();
     backup.run(&CancellationToken::new()).await.unwrap().backup.id
 }
 
@@ -103,7 +104,8 @@ async fn commit_and_sweep_at_the_same_time_have_one_winner() {
         let (repository, memory) = memory_repository().await;
         let (at_work, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let slow = Slow { at_work: Arc::clone(&at_work), go_on: Arc::clone(&go_on) };
-        let backup = Backup::builder().repository(repository.clone()).dumper(slow).keep_leftovers().build().unwrap();
+        let backup =
+            Backup::builder().repository(repository.clone()).dumper(slow).keep_leftovers().build().unwrap();
         let run = tokio::spawn(async move { backup.run(&CancellationToken::new()).await });
         at_work.notified().await;
         let catalog = Catalog::load(&repository, &cluster()).await.unwrap();
@@ -120,8 +122,14 @@ async fn commit_and_sweep_at_the_same_time_have_one_winner() {
                 assert!(swept.abandoned.is_empty());
                 // A backup that committed restores.
                 let restorer = BytesRestorer::default();
-                Restore::builder().backup(repository.clone(), record.unwrap()).restorer(restorer.clone()).build().unwrap()
-                    .run(&CancellationToken::new()).await.unwrap();
+                Restore::builder()
+                    .backup(repository.clone(), record.unwrap())
+                    .restorer(restorer.clone())
+                    .build()
+                    .unwrap()
+                    .run(&CancellationToken::new())
+                    .await
+                    .unwrap();
                 assert_eq!(restorer.0.lock().unwrap().len(), 2, "{}", summary.backup.id);
             }
             Err(error) => {
@@ -148,7 +156,8 @@ async fn a_store_that_dies_before_the_commit_leaves_no_backup() {
     let memory = MemoryTransport::new();
     let faulty = Faulty::new(memory.clone(), Fault::Dead);
     faulty.set(None);
-    let (repository, _) = Repository::init(Arc::new(Remote::new(faulty.clone(), "faulty", quick()))).await.unwrap();
+    let (repository, _) =
+        Repository::init(Arc::new(Remote::new(faulty.clone(), "faulty", quick()))).await.unwrap();
     let (at_work, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let slow = Slow { at_work: Arc::clone(&at_work), go_on: Arc::clone(&go_on) };
     let backup = Backup::builder().repository(repository.clone()).dumper(slow).build().unwrap();
@@ -167,7 +176,8 @@ async fn a_store_that_dies_before_the_commit_leaves_no_backup() {
 async fn a_list_of_ten_thousand_backups_takes_a_few_requests() {
     let memory = MemoryTransport::new();
     let counting = Counting::new(memory.clone());
-    let (repository, _) = Repository::init(Arc::new(Remote::new(counting.clone(), "memory", quick()))).await.unwrap();
+    let (repository, _) =
+        Repository::init(Arc::new(Remote::new(counting.clone(), "memory", quick()))).await.unwrap();
     // One real backup, copied to an id an hour for more than a year.
     let template = quick_backup(&repository).await;
     let folder = format!("clusters/main/backups/{template}");
@@ -179,7 +189,11 @@ async fn a_list_of_ten_thousand_backups_takes_a_few_requests() {
         let json = with_digest(&text.replace(template.as_str(), id.as_str()));
         let folder = format!("clusters/main/backups/{id}");
         repository.store().create(&format!("{folder}/backup.json"), json.into()).await.unwrap();
-        repository.store().create(&format!("{folder}/parts/0001.raw.zst"), Bytes::from_static(b"x")).await.unwrap();
+        repository
+            .store()
+            .create(&format!("{folder}/parts/0001.raw.zst"), Bytes::from_static(b"x"))
+            .await
+            .unwrap();
     }
     // The next backup writes the index.
     for key in memory.keys().into_iter().filter(|k| k.contains("/index/")) {
@@ -208,7 +222,8 @@ fn with_digest(text: &str) -> String {
     let mut value: serde_json::Value = serde_json::from_str(text).unwrap();
     value.as_object_mut().unwrap().remove("blake3");
     // serde_json sorts the fields of a map when it is built without preserve_order, as format.md asks.
-    let sorted: std::collections::BTreeMap<String, serde_json::Value> = serde_json::from_value(value.clone()).unwrap();
+    let sorted: std::collections::BTreeMap<String, serde_json::Value> =
+        serde_json::from_value(value.clone()).unwrap();
     let digest = blake3::hash(serde_json::to_string(&sorted).unwrap().as_bytes()).to_hex().to_string();
     value.as_object_mut().unwrap().insert("blake3".into(), digest.into());
     serde_json::to_string_pretty(&value).unwrap()
@@ -250,7 +265,9 @@ async fn places_that_are_no_repository_are_refused() {
     let (first, new) = Repository::init(Arc::clone(&store)).await.unwrap();
     let (second, again) = Repository::init(Arc::clone(&store)).await.unwrap();
     assert!(new && !again && first.id() == second.id());
-    memory.tamper("pgark.json", |bytes| Some(String::from_utf8(bytes).unwrap().replace("\"format\": 1", "\"format\": 2").into()));
+    memory.tamper("pgark.json", |bytes| {
+        Some(String::from_utf8(bytes).unwrap().replace("\"format\": 1", "\"format\": 2").into())
+    });
     assert_eq!(Repository::open(store).await.unwrap_err().kind(), ErrorKind::NewerFormat);
 }
 
@@ -293,7 +310,8 @@ async fn a_rotated_key_opens_for_the_new_reader_only() {
         let (repository, record) = (repository.clone(), record.clone());
         async move {
             let restorer = BytesRestorer::default();
-            let restore = Restore::builder().backup(repository, record).encryptor(age).restorer(restorer).build()?;
+            let restore =
+                Restore::builder().backup(repository, record).encryptor(age).restorer(restorer).build()?;
             restore.run(&CancellationToken::new()).await
         }
     };
@@ -336,7 +354,8 @@ async fn a_run_of_many_days_is_found_when_it_commits() {
     let index = memory.keys().into_iter().find(|k| k.contains("/index/")).unwrap();
     memory.tamper(&index, |_| None);
     // A run that began nine days ago and is still at work.
-    let old = BackupId::new(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(9 * 24), "bytes", 0).unwrap();
+    let old =
+        BackupId::new(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(9 * 24), "bytes", 0).unwrap();
     let folder = format!("clusters/main/backups/{old}");
     repository.store().create(&format!("{folder}/started.json"), Bytes::from_static(b"{}")).await.unwrap();
     let unfinished = || async { Catalog::load(&repository, &cluster()).await.unwrap().unfinished().len() };
@@ -345,7 +364,8 @@ async fn a_run_of_many_days_is_found_when_it_commits() {
         quick_backup(&repository).await;
         assert_eq!(unfinished().await, 1);
     }
-    let json = with_digest(&String::from_utf8(record.to_vec()).unwrap().replace(template.as_str(), old.as_str()));
+    let json =
+        with_digest(&String::from_utf8(record.to_vec()).unwrap().replace(template.as_str(), old.as_str()));
     repository.store().create(&format!("{folder}/backup.json"), json.into()).await.unwrap();
     let catalog = Catalog::load(&repository, &cluster()).await.unwrap();
     assert!(catalog.find(old.as_str()).is_ok(), "the committed backup is listed");
@@ -372,6 +392,9 @@ async fn a_backup_without_its_key_is_not_good() {
             options.encryptor = Some(Arc::new(Age::new().identities(reader.clone())));
         }
         let report = verify(&repository, &record, options, &CancellationToken::new()).await.unwrap();
-        assert!(report.findings.len() == 1 && report.findings[0].missing && report.findings[0].what == key, "{report:?}");
+        assert!(
+            report.findings.len() == 1 && report.findings[0].missing && report.findings[0].what == key,
+            "{report:?}"
+        );
     }
 }

@@ -12,10 +12,19 @@ use pgark::postgres::Tools;
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
 use pgark::{Backup, CancellationToken, ErrorKind, Repository, Restore, codec};
-use support::{conninfo, connect, containers, fingerprint, keys, left_out, memory_repository, sample, server};
+use support::{
+    connect, conninfo, containers, fingerprint, keys, left_out, memory_repository, sample, server,
+};
 
 /// Backs `source` up into a new repository in memory and restores it into `target`.
-async fn there_and_back(source: &str, target: &str, method: &str, encrypted: bool, dump: Tools, restore: Tools) {
+async fn there_and_back(
+    source: &str,
+    target: &str,
+    method: &str,
+    encrypted: bool,
+    dump: Tools,
+    restore: Tools,
+) {
     let cancel = CancellationToken::new();
     let (repository, _memory) = memory_repository().await;
     let (reader, recipient) = keys();
@@ -39,8 +48,9 @@ async fn there_and_back(source: &str, target: &str, method: &str, encrypted: boo
     let report = verify(&repository, &record, options, &cancel).await.unwrap();
     assert!(report.is_good() && report.raw_bytes == summary.raw_bytes, "{report:?}");
 
-    let mut builder =
-        Restore::builder().backup(repository, record).restorer(PgRestore::into(conninfo(target)).tools(restore));
+    let mut builder = Restore::builder()
+        .backup(repository, record)
+        .restorer(PgRestore::into(conninfo(target)).tools(restore));
     if encrypted {
         builder = builder.encryptor(reader());
     }
@@ -54,7 +64,14 @@ async fn every_method_brings_the_database_back() {
     support::sql(&server, "postgres", "CREATE DATABASE \"my shop='x\"").await;
     let source = format!("host={} user=postgres dbname='my shop=\\'x'", server.folder().display());
     connect(&source).await.rows(&sample(5000)).await.unwrap();
-    for (method, encrypted) in [("zstd:3", true), ("gzip:1", true), ("lz4", true), ("none", true), ("zstd:1", false), ("none", false)] {
+    for (method, encrypted) in [
+        ("zstd:3", true),
+        ("gzip:1", true),
+        ("lz4", true),
+        ("none", true),
+        ("zstd:1", false),
+        ("none", false),
+    ] {
         let target = server.url(&format!("r_{}_{encrypted}", method.replace(':', "_")));
         there_and_back(&source, &target, method, encrypted, Tools::installed(), Tools::installed()).await;
     }
@@ -98,7 +115,9 @@ async fn a_pg_dump_that_is_too_old_says_what_to_install() {
     let container = containers::start(17).await;
     let (repository, memory) = memory_repository().await;
     let tools = Tools::in_folder(containers::tools(15));
-    let backup = Backup::builder().repository(repository).dumper(PgDump::new(conninfo(&container.url("postgres"))).tools(tools));
+    let backup = Backup::builder()
+        .repository(repository)
+        .dumper(PgDump::new(conninfo(&container.url("postgres"))).tools(tools));
     let error = backup.build().unwrap().run(&CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ToolMissing);
     assert!(error.hint().unwrap().contains("postgresql-client-17"), "{error:?}");
@@ -106,7 +125,11 @@ async fn a_pg_dump_that_is_too_old_says_what_to_install() {
 }
 
 async fn one_backup(repository: &Repository, source: &str) -> BackupRecord {
-    let backup = Backup::builder().repository(repository.clone()).dumper(PgDump::new(conninfo(source))).build().unwrap();
+    let backup = Backup::builder()
+        .repository(repository.clone())
+        .dumper(PgDump::new(conninfo(source)))
+        .build()
+        .unwrap();
     let summary = backup.run(&CancellationToken::new()).await.unwrap();
     repository.record(&ClusterName::default(), &summary.backup.id).await.unwrap()
 }
@@ -153,12 +176,25 @@ async fn a_failed_restore_leaves_no_database() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locale_and_an_encoding_come_back() {
     let server = server();
-    support::sql(&server, "postgres", "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'").await;
+    support::sql(
+        &server,
+        "postgres",
+        "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+    )
+    .await;
     support::sql(&server, "latin", "CREATE TABLE t AS SELECT 'café'::text AS x").await;
     let (repository, _) = memory_repository().await;
     let record = one_backup(&repository, &server.url("latin")).await;
     let restorer = PgRestore::into(server.conninfo("latin2").unwrap());
-    Restore::builder().backup(repository, record).restorer(restorer).build().unwrap().run(&CancellationToken::new()).await.unwrap();
-    let row = support::sql(&server, "latin2", "SELECT x, octet_length(x), getdatabaseencoding() FROM t").await;
+    Restore::builder()
+        .backup(repository, record)
+        .restorer(restorer)
+        .build()
+        .unwrap()
+        .run(&CancellationToken::new())
+        .await
+        .unwrap();
+    let row =
+        support::sql(&server, "latin2", "SELECT x, octet_length(x), getdatabaseencoding() FROM t").await;
     assert_eq!(row, [[Some("café".to_owned()), Some("4".to_owned()), Some("LATIN1".to_owned())]]);
 }

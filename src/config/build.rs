@@ -7,7 +7,7 @@ use backup_core::crypt::{Age, IdentityFile};
 use backup_core::logical::{PgDump, PgRestore};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
-use backup_core::{BackupBuilder, Backup, Error, ErrorKind, Repository, Result, Store, codec};
+use backup_core::{Backup, BackupBuilder, Error, ErrorKind, Repository, Result, Store, codec};
 use backup_storage::open;
 
 use super::Settings;
@@ -55,11 +55,19 @@ impl Settings {
 
     fn passphrase(&self) -> Result<Option<String>> {
         let Some(path) = &self.encryption.passphrase_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Error::new(ErrorKind::KeyMissing, format!("the passphrase file {} cannot be read", path.display())).caused_by(e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::new(
+                ErrorKind::KeyMissing,
+                format!("the passphrase file {} cannot be read", path.display()),
+            )
+            .caused_by(e)
+        })?;
         let line = text.lines().next().unwrap_or_default();
         if line.is_empty() {
-            return Err(Error::new(ErrorKind::KeyMissing, format!("the passphrase file {} is empty", path.display())));
+            return Err(Error::new(
+                ErrorKind::KeyMissing,
+                format!("the passphrase file {} is empty", path.display()),
+            ));
         }
         Ok(Some(line.to_owned()))
     }

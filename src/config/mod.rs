@@ -6,5 +6,7 @@
 mod build;
 mod place;
 mod schema;
+mod work;
 
 pub use schema::{DEFAULT_PATHS, EncryptionSettings, Settings};
+pub use work::{BackedUp, Listing};

@@ -5,8 +5,15 @@ use std::path::Path;
 
 use backup_core::{Error, ErrorKind};
 
-/// An error about a piece of a file: `pgark.toml:3:9: …`, with the line shown as its cause.
-pub(super) fn wrong(text: &str, name: &str, span: Option<Range<usize>>, why: &str, hint: Option<&str>) -> Error {
+/// An error about a piece of a file: `pgark.toml:3:9: …`. The line itself is not shown: a password may stand
+/// in it.
+pub(super) fn wrong(
+    text: &str,
+    name: &str,
+    span: Option<Range<usize>>,
+    why: &str,
+    hint: Option<&str>,
+) -> Error {
     let why = why.replace('\n', " ");
     let error = match span {
         Some(span) => {
@@ -14,8 +21,7 @@ pub(super) fn wrong(text: &str, name: &str, span: Option<Range<usize>>, why: &st
             let line_start = before.rfind('\n').map_or(0, |at| at + 1);
             let number = before.matches('\n').count() + 1;
             let column = before[line_start..].chars().count() + 1;
-            let line = text[line_start..].lines().next().unwrap_or_default();
-            Error::new(ErrorKind::Config, format!("{name}:{number}:{column}: {why}")).caused_by(format!("line {number}: {}", line.trim()))
+            Error::new(ErrorKind::Config, format!("{name}:{number}:{column}: {why}"))
         }
         None => Error::new(ErrorKind::Config, format!("{name}: {why}")),
     };

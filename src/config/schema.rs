@@ -106,15 +106,19 @@ impl Settings {
     /// [`Config`](ErrorKind::Config), pointing at the line.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::new(ErrorKind::Config, format!("the configuration {} cannot be read", path.display())).caused_by(e)
+            Error::new(ErrorKind::Config, format!("the configuration {} cannot be read", path.display()))
+                .caused_by(e)
         })?;
         Self::parse(&text, &path.display().to_string(), path.parent().unwrap_or(Path::new(".")))
     }
 
     /// Reads the text of a file. `name` stands in errors; relative paths in it are below `folder`.
     pub fn parse(text: &str, name: &str, folder: &Path) -> Result<Self> {
-        let file: File = toml::from_str(text).map_err(|e| place::wrong(text, name, e.span(), e.message(), None))?;
-        let at = |span: std::ops::Range<usize>, e: &Error| place::wrong(text, name, Some(span), &e.to_string(), e.hint());
+        let file: File =
+            toml::from_str(text).map_err(|e| place::wrong(text, name, e.span(), e.message(), None))?;
+        let at = |span: std::ops::Range<usize>, e: &Error| {
+            place::wrong(text, name, Some(span), &e.to_string(), e.hint())
+        };
         let below = |path: &Path| folder.join(path);
 
         let mut settings = Self { repository: None, ..Self::default() };
@@ -155,7 +159,10 @@ impl Settings {
         }
         if let Some(jobs) = file.backup.jobs {
             if *jobs.get_ref() == 0 {
-                return Err(at(jobs.span(), &Error::new(ErrorKind::Config, "there must be at least one job")));
+                return Err(at(
+                    jobs.span(),
+                    &Error::new(ErrorKind::Config, "there must be at least one job"),
+                ));
             }
             settings.jobs = Some(jobs.into_inner());
         }

@@ -38,7 +38,11 @@ async fn s3_with_a_prefix_and_without() {
     let server = S3Server::start().await;
     for prefix in ["", "prod", "a/deep/prefix/"] {
         check(open_store(&server.url(prefix), &s3::options()).unwrap()).await;
-        assert_eq!(server.open_uploads(), 1, "of the upload that was dropped, pieces stay until a lifecycle rule removes them");
+        assert_eq!(
+            server.open_uploads(),
+            1,
+            "of the upload that was dropped, pieces stay until a lifecycle rule removes them"
+        );
         server.forget_uploads();
     }
 }
@@ -47,7 +51,8 @@ async fn s3_with_a_prefix_and_without() {
 async fn s3_with_checksums() {
     let server = S3Server::start().await;
     for checksum in ["sha256", "crc64nvme"] {
-        check(open_store(&format!("{}&checksum={checksum}", server.url(checksum)), &s3::options()).unwrap()).await;
+        check(open_store(&format!("{}&checksum={checksum}", server.url(checksum)), &s3::options()).unwrap())
+            .await;
     }
 }
 
@@ -110,7 +115,9 @@ async fn lists_all(store: &dyn Store, objects: usize, folders: usize) {
 fn names(objects: usize, folders: usize) -> Vec<String> {
     let objects = (0..objects).map(|i| format!("many/{i:05}"));
     // A folder's objects stand together, however many there are.
-    objects.chain((0..folders).flat_map(|i| (0..3).map(move |j| format!("many/{:05}-f/{j}", i * 2)))).collect()
+    objects
+        .chain((0..folders).flat_map(|i| (0..3).map(move |j| format!("many/{:05}-f/{j}", i * 2))))
+        .collect()
 }
 
 async fn create_all(store: &dyn Store, keys: Vec<String>) {

@@ -67,7 +67,11 @@ async fn the_last_answer_may_be_lost_as_well() {
 #[tokio::test]
 async fn a_409_of_s3_is_tried_again() {
     let server = Canned::start(&[
-        Http::s3("409 Conflict", "ConditionalRequestConflict", "The conditional request cannot succeed due to a conflicting operation."),
+        Http::s3(
+            "409 Conflict",
+            "ConditionalRequestConflict",
+            "The conditional request cannot succeed due to a conflicting operation.",
+        ),
         Http::s3("404 Not Found", "NoSuchKey", "The specified key does not exist."),
         Http::new("200 OK", "").header("ETag: \"0cc175b9c0f1b6a831c399e269772661\""),
     ])
@@ -77,6 +81,9 @@ async fn a_409_of_s3_is_tried_again() {
     assert_eq!(store.create("k", Bytes::from_static(b"a")).await.unwrap(), Created::New);
     let requests = server.requests();
     let lines: Vec<_> = requests.iter().map(|r| r.lines().next().unwrap()).collect();
-    assert_eq!(lines, ["PUT /bucket/prefix/k HTTP/1.1", "GET /bucket/prefix/k HTTP/1.1", "PUT /bucket/prefix/k HTTP/1.1"]);
+    assert_eq!(
+        lines,
+        ["PUT /bucket/prefix/k HTTP/1.1", "GET /bucket/prefix/k HTTP/1.1", "PUT /bucket/prefix/k HTTP/1.1"]
+    );
     assert!(requests[0].to_lowercase().contains("if-none-match: *"), "{}", requests[0]);
 }

@@ -61,11 +61,20 @@ async fn there_and_back(store: Arc<dyn Store>) {
         .encryptor(Age::new().identities(reader))
         .restorer(restorer.clone());
     restore.build().unwrap().run(&cancel).await.unwrap();
-    let restored = restorer.0.lock().unwrap();
-    let expected = [("part-0", large), ("part-1", text), ("part-2", Bytes::from_static(b"tiny")), ("part-3", Bytes::new())];
-    assert_eq!(restored.len(), expected.len());
-    for ((name, bytes), (expected_name, expected_bytes)) in restored.iter().zip(&expected) {
-        assert!(name == expected_name && bytes == expected_bytes, "{name} came back with {} bytes", bytes.len());
+    let came_back = restorer.0.lock().unwrap();
+    let expected = [
+        ("part-0", large),
+        ("part-1", text),
+        ("part-2", Bytes::from_static(b"tiny")),
+        ("part-3", Bytes::new()),
+    ];
+    assert_eq!(came_back.len(), expected.len());
+    for ((name, bytes), (expected_name, expected_bytes)) in came_back.iter().zip(&expected) {
+        assert!(
+            name == expected_name && bytes == expected_bytes,
+            "{name} came back with {} bytes",
+            bytes.len()
+        );
     }
 }
 

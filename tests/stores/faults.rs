@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use backup_storage::conformance::{Fault, Faulty};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use pgark::{Error, ErrorKind, MemoryTransport, Remote, Result, RetryPolicy, Store, StoreOptions, Transport, open_store, read_whole};
+use pgark::{
+    Error, ErrorKind, MemoryTransport, Remote, Result, RetryPolicy, Store, StoreOptions, Transport,
+    open_store, read_whole,
+};
 
 use crate::fixtures::recording::{Answer, Recording};
 use crate::fixtures::s3;
@@ -99,33 +102,33 @@ async fn a_server_that_accepts_and_says_nothing() {
     all_fail(&*open_store(&url, &options).unwrap(), Duration::from_secs(4)).await;
 }
 
-async fn with_an_object(stalls: impl Fn() -> bool + Send + Sync + 'static) -> Remote {
+async fn with_an_object(script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Remote {
     let memory = MemoryTransport::new();
     memory.put("k", CHUNK).await.unwrap();
-    let stall = move |request: &str| if request.starts_with("get") && stalls() { Answer::Stalled } else { Answer::Real };
-    Remote::new(Recording::with_script(memory, stall), "test", impatient())
+    Remote::new(Recording::with_script(memory, script), "test", impatient())
 }
 
 #[tokio::test]
 async fn a_read_that_hangs_in_the_middle_goes_on() {
     let stalled = AtomicBool::new(false);
-    let store = with_an_object(move || !stalled.swap(true, Ordering::SeqCst)).await;
+    let first =
+        move |_: &str| if stalled.swap(true, Ordering::SeqCst) { Answer::Real } else { Answer::Stalled };
+    let store = with_an_object(first).await;
     assert_eq!(read_whole(&store, "k", 1 << 20).await.unwrap(), CHUNK);
 }
 
 #[tokio::test]
 async fn a_read_whose_rest_never_comes_ends() {
     let begin = Instant::now();
-    let broken = Arc::new(AtomicBool::new(false));
-    let memory = MemoryTransport::new();
-    memory.put("k", CHUNK).await.unwrap();
-    let (tried, script_broken) = (AtomicBool::new(false), Arc::clone(&broken));
-    let script = move |request: &str| match request.starts_with("get") {
-        true if script_broken.load(Ordering::SeqCst) => Answer::Refused(Error::new(ErrorKind::StoreUnavailable, "503")),
-        true if !tried.swap(true, Ordering::SeqCst) => Answer::Stalled,
-        _ => Answer::Real,
-    };
-    let store = Remote::new(Recording::with_script(memory, script), "test", impatient());
+    let (broken, stalled) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+    let is_broken = Arc::clone(&broken);
+    let store = with_an_object(move |_| {
+        if is_broken.load(Ordering::SeqCst) {
+            return Answer::Refused(Error::new(ErrorKind::StoreUnavailable, "503"));
+        }
+        if stalled.swap(true, Ordering::SeqCst) { Answer::Real } else { Answer::Stalled }
+    })
+    .await;
     let mut stream = store.read("k", None).await.unwrap();
     assert_eq!(stream.try_next().await.unwrap().unwrap().len(), CHUNK.len() / 2);
     broken.store(true, Ordering::SeqCst);

@@ -1,6 +1,6 @@
 //! The stores, with real servers: the contract, what goes wrong, and whole backups in them.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod conformance;
 mod create;

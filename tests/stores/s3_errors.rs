@@ -18,7 +18,14 @@ fn open(endpoint: &str) -> std::sync::Arc<dyn Store> {
 fn check_words(error: &Error) {
     let words = format!("{error:?} {error} {:?}", error.causes());
     assert!(error.hint().is_some(), "{words}");
-    for secret in [SECRET_KEY, "Signature=", "X-Amz-Signature", "SignatureProvided", "StringToSign", "5d672d79c15b13162d9279b0855cfba6"] {
+    for secret in [
+        SECRET_KEY,
+        "Signature=",
+        "X-Amz-Signature",
+        "SignatureProvided",
+        "StringToSign",
+        "5d672d79c15b13162d9279b0855cfba6",
+    ] {
         assert!(!words.contains(secret), "{secret} in {words}");
     }
 }
@@ -74,9 +81,10 @@ async fn credentials_that_are_refused() {
 #[tokio::test]
 async fn credentials_that_a_real_server_refuses() {
     let server = S3Server::start().await;
-    for (access_key, secret_key, hint) in
-        [(ACCESS_KEY, "wrong-secret-of-the-test", "secret key"), ("NOSUCHACCESSKEY", SECRET_KEY, "access key")]
-    {
+    for (access_key, secret_key, hint) in [
+        (ACCESS_KEY, "wrong-secret-of-the-test", "secret key"),
+        ("NOSUCHACCESSKEY", SECRET_KEY, "credentials"),
+    ] {
         let store = open_store(&server.url(""), &s3::options_with(access_key, secret_key)).unwrap();
         let error = get(&*store).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StoreDenied, "{error:?}");
@@ -91,7 +99,8 @@ async fn credentials_that_a_real_server_refuses() {
 #[tokio::test]
 async fn a_clock_that_is_wrong() {
     let message = "The difference between the request time and the current time is too large.";
-    refused(Answer::s3("403 Forbidden", "RequestTimeTooSkewed", message), ErrorKind::ClockSkew, 1, "clock").await;
+    refused(Answer::s3("403 Forbidden", "RequestTimeTooSkewed", message), ErrorKind::ClockSkew, 1, "clock")
+        .await;
 }
 
 #[tokio::test]
@@ -113,14 +122,26 @@ async fn a_bucket_in_another_region() {
 #[tokio::test]
 async fn a_store_that_is_full() {
     let message = "Storage backend has reached its minimum free drive threshold.";
-    refused(Answer::s3("507 Insufficient Storage", "XMinioStorageFull", message), ErrorKind::DiskFull, 1, "space").await;
+    refused(
+        Answer::s3("507 Insufficient Storage", "XMinioStorageFull", message),
+        ErrorKind::DiskFull,
+        1,
+        "space",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_store_that_is_busy_is_asked_again() {
     let busy = Answer::s3("503 Slow Down", "SlowDown", "Please reduce your request rate.");
-    let object = Answer::new("200 OK", "body").header("ETag: \"x\"").header("Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT");
-    for busy in [busy, Answer::s3("400 Bad Request", "RequestTimeout", "Your socket connection was not read from in time."), Answer::new("429 Too Many Requests", "")] {
+    let object = Answer::new("200 OK", "body")
+        .header("ETag: \"x\"")
+        .header("Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT");
+    for busy in [
+        busy,
+        Answer::s3("400 Bad Request", "RequestTimeout", "Your socket connection was not read from in time."),
+        Answer::new("429 Too Many Requests", ""),
+    ] {
         let server = Canned::start(&[busy.clone(), busy, object.clone()]).await;
         assert_eq!(get(&*open(&server.endpoint)).await.unwrap(), "body");
         assert_eq!(server.requests().len(), 3);
@@ -137,7 +158,10 @@ async fn a_store_that_stays_busy() {
 async fn a_request_that_is_wrong_is_not_repeated() {
     let answer = Answer::s3("400 Bad Request", "InvalidArgument", "Invalid Argument");
     refused(answer, ErrorKind::StoreUnavailable, 1, "words").await;
-    let answer = Answer::new("405 Method Not Allowed", "<html><body>nginx?token=5d672d79c15b13162d9279b0855cfba6</body></html>");
+    let answer = Answer::new(
+        "405 Method Not Allowed",
+        "<html><body>nginx?token=5d672d79c15b13162d9279b0855cfba6</body></html>",
+    );
     let server = Canned::start(&[answer]).await;
     let error = get(&*open(&server.endpoint)).await.unwrap_err();
     assert!(!error.retryable() && server.requests().len() == 1, "{error:?}");
@@ -145,16 +169,22 @@ async fn a_request_that_is_wrong_is_not_repeated() {
 
 #[tokio::test]
 async fn what_a_store_says_is_passed_on_in_its_words() {
-    let server = Canned::start(&[Answer::s3("400 Bad Request", "InvalidArgument", "Invalid  Argument:\nx-amz-y")]).await;
+    let server =
+        Canned::start(&[Answer::s3("400 Bad Request", "InvalidArgument", "Invalid  Argument:\nx-amz-y")])
+            .await;
     let error = get(&*open(&server.endpoint)).await.unwrap_err();
     let causes = error.causes().join(" ");
-    assert!(causes.contains("400") && causes.contains("InvalidArgument: Invalid Argument: x-amz-y"), "{causes}");
+    assert!(
+        causes.contains("400") && causes.contains("InvalidArgument: Invalid Argument: x-amz-y"),
+        "{causes}"
+    );
     assert!(!causes.contains("HostId") && !causes.contains('<'), "{causes}");
 }
 
 #[tokio::test]
 async fn an_answer_that_is_cut_off_is_asked_for_again() {
-    let head = |answer: Answer| answer.header("ETag: \"x\"").header("Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT");
+    let head =
+        |answer: Answer| answer.header("ETag: \"x\"").header("Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT");
     let rest = Answer::new("206 Partial Content", "dy").header("Content-Range: bytes 2-3/4");
     let server = Canned::start(&[head(Answer::cut_off("200 OK", "body", 2)), head(rest)]).await;
     assert_eq!(get(&*open(&server.endpoint)).await.unwrap(), "body");
@@ -163,7 +193,8 @@ async fn an_answer_that_is_cut_off_is_asked_for_again() {
 
 #[tokio::test]
 async fn a_session_token_is_sent_with_its_key() {
-    let server = Canned::start(&[Answer::s3("404 Not Found", "NoSuchKey", "The specified key does not exist.")]).await;
+    let server =
+        Canned::start(&[Answer::s3("404 Not Found", "NoSuchKey", "The specified key does not exist.")]).await;
     let mut options = s3::options();
     options.credentials = Some(backup_storage::Credentials::S3 {
         access_key: "TEMPORARYKEY".into(),
@@ -173,6 +204,10 @@ async fn a_session_token_is_sent_with_its_key() {
     let store = open_store(&format!("s3://bucket?endpoint={}", server.endpoint), &options).unwrap();
     assert_eq!(get(&*store).await.unwrap_err().kind(), ErrorKind::ObjectMissing);
     let request = server.requests().remove(0);
-    assert!(request.contains("Credential=TEMPORARYKEY/") && request.contains("x-amz-security-token: the-session-token"), "{request}");
+    assert!(
+        request.contains("Credential=TEMPORARYKEY/")
+            && request.contains("x-amz-security-token: the-session-token"),
+        "{request}"
+    );
     assert!(!format!("{options:?} {store:?}").contains("the-session-token"));
 }

@@ -50,7 +50,12 @@ fn what_makes_no_sense_is_refused() {
 #[test]
 fn what_a_store_cannot_do_is_refused() {
     let options = StoreOptions::default();
-    for url in ["az://c?account=a&storage_class=Cool", "az://c?account=a&sse=AES256", "gs://b?sse=AES256", "gs://b?checksum=sha256"] {
+    for url in [
+        "az://c?account=a&storage_class=Cool",
+        "az://c?account=a&sse=AES256",
+        "gs://b?sse=AES256",
+        "gs://b?checksum=sha256",
+    ] {
         assert_eq!(refused(url, &options).kind(), ErrorKind::Unsupported, "{url}");
     }
 }
@@ -82,7 +87,10 @@ fn nothing_shows_a_secret() {
         let shown = format!("{options:?} {store:?} {}", store.location());
         let text = String::from_utf8_lossy(secret).into_owned();
         let numbers = format!("{secret:?}").trim_matches(['[', ']']).to_owned();
-        assert!(!shown.contains(&text) && !shown.contains(&numbers) && !shown.contains(azurite::KEY), "{shown}");
+        assert!(
+            !shown.contains(&text) && !shown.contains(&numbers) && !shown.contains(azurite::KEY),
+            "{shown}"
+        );
         assert_eq!(store.location(), url.split('?').next().unwrap());
     }
 }

@@ -1,6 +1,14 @@
 //! What the tests share: throwaway servers, a database with a bit of everything, keys, repositories.
 
-#![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs
+)]
 
 pub mod bytes;
 pub mod containers;
@@ -11,7 +19,9 @@ use std::sync::Arc;
 
 use pgark::crypt::{Age, IdentityFile, generate_identity};
 use pgark::postgres::{ConnInfo, Environment, Session, TempServer, TempServerOptions};
-use pgark::{CancellationToken, MemoryTransport, Remote, Repository, RetryPolicy, Store, StoreOptions, open_store};
+use pgark::{
+    CancellationToken, MemoryTransport, Remote, Repository, RetryPolicy, Store, StoreOptions, open_store,
+};
 
 /// A throwaway server from this machine's programs.
 pub fn server() -> TempServer {
@@ -87,10 +97,16 @@ pub async fn fingerprint(session: &Session) -> Vec<String> {
         .unwrap();
     let mut found = Vec::new();
     for table in tables.into_iter().map(|mut row| row.remove(0).unwrap()) {
-        let row = session.rows(&format!("SELECT count(*), sum(hashtextextended(t::text, 7)) FROM {table} t")).await.unwrap();
+        let row = session
+            .rows(&format!("SELECT count(*), sum(hashtextextended(t::text, 7)) FROM {table} t"))
+            .await
+            .unwrap();
         found.push(format!("{table} {:?}", row[0]));
     }
-    let objects = session.rows("SELECT loid, md5(string_agg(data, '' ORDER BY pageno)) FROM pg_largeobject GROUP BY loid").await.unwrap();
+    let objects = session
+        .rows("SELECT loid, md5(string_agg(data, '' ORDER BY pageno)) FROM pg_largeobject GROUP BY loid")
+        .await
+        .unwrap();
     found.push(format!("large objects {objects:?}"));
     found
 }

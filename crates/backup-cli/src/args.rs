@@ -1,6 +1,6 @@
 //! The arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -9,6 +9,8 @@ use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
+// The comments are the help that people read in a terminal.
+#[allow(clippy::doc_markdown)]
 #[derive(Parser)]
 #[command(name = "pgark", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -221,17 +223,35 @@ impl Cli {
 }
 
 impl ReadKeys {
-    /// Lays the keys over the settings.
-    pub(crate) fn apply(&self, settings: &mut Settings) {
-        if !self.identity.is_empty() {
+    /// Lays the keys over the settings. Those of a file do not count beside them.
+    pub(crate) fn apply(&self, settings: &mut Settings) -> Result<()> {
+        self.identity.iter().chain(&self.passphrase_file).try_for_each(|path| refuse_secret(path))?;
+        if !self.identity.is_empty() || self.passphrase_file.is_some() {
             settings.encryption.identity_files.clone_from(&self.identity);
-            settings.encryption.passphrase_file = None;
-        }
-        if self.passphrase_file.is_some() {
             settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
-            settings.encryption.identity_files.clear();
         }
+        Ok(())
     }
+}
+
+/// Refuses an identity where the file is asked for that it is in: errors repeat names of files.
+pub(crate) fn refuse_secret(path: &Path) -> Result<()> {
+    if path.to_string_lossy().trim_start().to_uppercase().starts_with("AGE-SECRET-KEY-") {
+        return Err(Error::new(ErrorKind::Usage, "this is a secret key, not the name of a file").with_hint(
+            "write it into a file (mode 0600) and name that; the key stands in the shell's history now",
+        ));
+    }
+    Ok(())
+}
+
+/// Lays the number of jobs over the settings.
+pub(crate) fn apply_jobs(jobs: Option<usize>, settings: &mut Settings) -> Result<()> {
+    settings.jobs = jobs.or(settings.jobs);
+    if settings.jobs == Some(0) {
+        return Err(Error::new(ErrorKind::Usage, "there must be at least one job")
+            .with_hint("leave --jobs out to use all cores"));
+    }
+    Ok(())
 }
 
 impl BackupArgs {
@@ -246,10 +266,7 @@ impl BackupArgs {
             settings.encryption.recipients.clear();
         }
         settings.compress = self.compress.clone().or_else(|| settings.compress.take());
-        settings.jobs = self.jobs.or(settings.jobs);
-        if settings.jobs == Some(0) {
-            return Err(Error::new(ErrorKind::Usage, "there must be at least one job"));
-        }
+        apply_jobs(self.jobs, settings)?;
         settings.pg_bin = self.pg_bin.clone().or_else(|| settings.pg_bin.take());
         Ok(())
     }

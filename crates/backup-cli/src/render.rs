@@ -5,14 +5,16 @@ use std::io::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use pgark::repository::BackupSummary;
-use pgark::{Error, Result};
+use pgark::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 /// Prints to standard output. A reader that went away (`| head`) ends the command quietly.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("writing to standard output", e)),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("writing to standard output", e))
+        }
         _ => Ok(()),
     }
 }
@@ -28,8 +30,8 @@ pub(crate) fn error_text(error: &Error) -> String {
     for cause in error.causes() {
         let _ = writeln!(text, "  because: {cause}");
     }
-    if let Some(hint) = error.hint() {
-        let _ = writeln!(text, "  what to do: {hint}");
+    if let Some(advice) = advice(error) {
+        let _ = writeln!(text, "  what to do: {advice}");
     }
     text
 }
@@ -41,8 +43,37 @@ pub(crate) fn error_json(error: &Error) -> Value {
         "code": error.kind().code(),
         "message": error.to_string(),
         "causes": error.causes(),
-        "hint": error.hint(),
+        "hint": advice(error),
     }})
+}
+
+/// What to do: as the error says, else what helps with any failure of its kind.
+fn advice(error: &Error) -> Option<&str> {
+    let by_kind = match error.kind() {
+        ErrorKind::Usage => "pgark help VERB shows what it takes",
+        ErrorKind::Config => {
+            "check the name of the file and what is in it; docs/configuration.md describes it"
+        }
+        ErrorKind::Connect | ErrorKind::ConnectionLost => "see the server's log",
+        ErrorKind::Auth | ErrorKind::NoDatabase => "check the connection settings",
+        ErrorKind::Database | ErrorKind::ToolFailed => "see what PostgreSQL says above, and the server's log",
+        ErrorKind::StoreUnavailable => "check the store's URL and the network, and try again",
+        ErrorKind::StoreDenied | ErrorKind::BucketMissing | ErrorKind::WrongRegion => {
+            "check the repository's URL and what its credentials may do"
+        }
+        ErrorKind::DiskFull => "free some space, or use another place",
+        ErrorKind::Io => "check that the path is right, and the disk in order",
+        ErrorKind::Integrity | ErrorKind::ObjectMissing => {
+            "use another backup, or another copy of the repository; pgark verify shows what is damaged"
+        }
+        ErrorKind::KeyMissing | ErrorKind::WrongKey => "name the file with --identity or --passphrase-file",
+        ErrorKind::Unsupported => "docs/ says what pgark works with",
+        ErrorKind::Internal => "this is a mistake in pgark: please report it, with PGARK_LOG=debug",
+        // Whoever cancelled it knows.
+        ErrorKind::Cancelled => return None,
+        _ => "try again; PGARK_LOG=debug tells more",
+    };
+    Some(error.hint().unwrap_or(by_kind))
 }
 
 /// A number of bytes for people: `1.5 GiB`.
@@ -68,14 +99,23 @@ fn source<'a>(backup: &'a BackupSummary, name: &str) -> &'a str {
 }
 
 /// A text of the repository, fit for a terminal.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// The table of `list`.
 pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["ID", "DATABASE", "SERVER", "STARTED", "TOOK", "STORED", "ENCRYPTED", "LABEL"]);
+    table.load_style(presets::NOTHING).set_header([
+        "ID",
+        "DATABASE",
+        "SERVER",
+        "STARTED",
+        "TOOK",
+        "STORED",
+        "ENCRYPTED",
+        "LABEL",
+    ]);
     for backup in backups {
         table.add_row([
             backup.id.to_string(),

@@ -16,7 +16,11 @@ use support::{left_out, server, sql};
 /// A command with nothing of this shell's settings.
 fn pgark(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgark"));
-    command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", "/nonexistent");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -29,7 +33,12 @@ fn json(args: &[&str]) -> serde_json::Value {
 
 /// A database large enough to be in the middle of.
 async fn large(server: &TempServer) {
-    sql(server, "postgres", "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 30) AS x FROM generate_series(1, 250000) i").await;
+    sql(
+        server,
+        "postgres",
+        "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 30) AS x FROM generate_series(1, 250000) i",
+    )
+    .await;
 }
 
 fn start(server: &TempServer, repo: &str) -> Child {
@@ -121,7 +130,14 @@ async fn a_killed_pgark_leaves_no_backup_and_is_swept() {
     let dead = list["unfinished"][0].as_str().unwrap().to_owned();
     // pg_dump ends by itself: nobody reads what it writes.
     let begun = Instant::now();
-    while !sql(&server, "postgres", "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgark' AND query LIKE 'COPY%'").await.is_empty() {
+    while !sql(
+        &server,
+        "postgres",
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgark' AND query LIKE 'COPY%'",
+    )
+    .await
+    .is_empty()
+    {
         assert!(begun.elapsed() < Duration::from_secs(30), "pg_dump goes on without a reader");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -130,10 +146,14 @@ async fn a_killed_pgark_leaves_no_backup_and_is_swept() {
     json(&backup);
     assert!(files(&repo).iter().any(|f| f.contains(&dead) && f.ends_with("started.json")));
     json(&[&backup[..], &["--grace", "0"]].concat());
-    let left: Vec<String> = files(&repo).into_iter().filter(|f| f.contains(&dead) || f.contains("tmp/")).collect();
+    let left: Vec<String> =
+        files(&repo).into_iter().filter(|f| f.contains(&dead) || f.contains("tmp/")).collect();
     assert_eq!(left, [format!("clusters/main/backups/{dead}/backup.json")]);
     let list = json(&["list", "--repo", place, "--json"]);
-    assert_eq!((list["backups"].as_array().unwrap().len(), list["unfinished"].as_array().unwrap().len()), (2, 0));
+    assert_eq!(
+        (list["backups"].as_array().unwrap().len(), list["unfinished"].as_array().unwrap().len()),
+        (2, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +181,12 @@ async fn a_full_disk_is_a_failed_backup() {
     let server = server();
     large(&server).await;
     let folder = tempfile::tempdir().unwrap();
-    let mount = |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "tests of a full disk mount a tmpfs");
+    let mount = |args: &[&str]| {
+        assert!(
+            Command::new("mount").args(args).status().unwrap().success(),
+            "tests of a full disk mount a tmpfs"
+        )
+    };
     mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs", folder.path().to_str().unwrap()]);
     let repo = folder.path().join("repo");
     let output = finish(start(&server, repo.to_str().unwrap()));
@@ -182,7 +207,10 @@ fn peak(mut command: Command) -> (usize, Output) {
     let reader = std::thread::spawn(move || {
         let mut peak = 0;
         // The file is there without a size once the process is dead.
-        while let Some(line) = std::fs::read_to_string(&status).ok().and_then(|s| s.lines().find(|l| l.starts_with("VmHWM")).map(str::to_owned)) {
+        while let Some(line) = std::fs::read_to_string(&status)
+            .ok()
+            .and_then(|s| s.lines().find(|l| l.starts_with("VmHWM")).map(str::to_owned))
+        {
             peak = line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024;
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -196,15 +224,31 @@ fn peak(mut command: Command) -> (usize, Output) {
 async fn the_memory_of_a_run_is_what_the_plan_says() {
     let server = server();
     sql(&server, "postgres", "CREATE DATABASE small").await;
-    sql(&server, "small", "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 10) AS x FROM generate_series(1, 150000) i").await;
+    sql(
+        &server,
+        "small",
+        "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 10) AS x FROM generate_series(1, 150000) i",
+    )
+    .await;
     large(&server).await;
     let folder = tempfile::tempdir().unwrap();
     let recipient = support::keys().1;
     for jobs in ["1", "2", "4"] {
         let repo = folder.path().join(jobs);
         let backup = |database: &str| {
-            ["backup", "--repo", repo.to_str().unwrap(), "--jobs", jobs, "--recipient", &recipient, "--json", "--db", &server.url(database)]
-                .map(str::to_owned)
+            [
+                "backup",
+                "--repo",
+                repo.to_str().unwrap(),
+                "--jobs",
+                jobs,
+                "--recipient",
+                &recipient,
+                "--json",
+                "--db",
+                &server.url(database),
+            ]
+            .map(str::to_owned)
         };
         let args = backup("postgres");
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -215,7 +259,10 @@ async fn the_memory_of_a_run_is_what_the_plan_says() {
             let args = backup(database);
             let (peak, output) = peak(pgark(&args.iter().map(String::as_str).collect::<Vec<_>>()));
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            assert!(peak > 1 << 20 && peak <= plan, "jobs {jobs}, {database}: {peak} bytes, the plan says {plan}");
+            assert!(
+                peak > 1 << 20 && peak <= plan,
+                "jobs {jobs}, {database}: {peak} bytes, the plan says {plan}"
+            );
             peaks.push(peak);
         }
         println!("jobs {jobs}: plan {plan}, small and large database {peaks:?}");

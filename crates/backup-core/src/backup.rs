@@ -16,11 +16,11 @@ use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
 use crate::pipeline::{CpuPool, FirstError, MemoryPlan, PipelineOptions, Sink, SinkParts, Totals};
-use crate::store::Store;
 use crate::repository::{
     BackupContents, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption, FORMAT,
     PartContents, PartRecord, Repository, Run, State, Swept, Tool, layout,
 };
+use crate::store::Store;
 
 /// A backup ready to run. Made by [`Backup::builder`]; it can run more than once.
 pub struct Backup {
@@ -245,7 +245,8 @@ impl Backup {
         step("tidying");
         if let Err(error) = self.tidy().await {
             // The backup is whole. A store that does not allow to delete, for example, is no failure of it.
-            let message = format!("the catalog's index or the leftovers of other runs could not be tidied: {error}");
+            let message =
+                format!("the catalog's index or the leftovers of other runs could not be tidied: {error}");
             self.observer.event(&Event::Warning { message: message.clone() });
             summary.warnings.push(message);
         }
@@ -256,7 +257,8 @@ impl Backup {
         let Some(encryptor) = self.encryptor.clone() else { return Ok(None) };
         let name = encryptor.name();
         let made = tokio::task::spawn_blocking(move || encryptor.new_key()).await;
-        let (cipher, wrapped) = made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
+        let (cipher, wrapped) =
+            made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
         Ok(Some((cipher, name, wrapped)))
     }
 

@@ -177,7 +177,9 @@ impl Error {
     pub fn io(doing: impl fmt::Display, error: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let (kind, hint) = match error.kind() {
-            Io::StorageFull | Io::QuotaExceeded => (ErrorKind::DiskFull, Some("free some space, or use another place")),
+            Io::StorageFull | Io::QuotaExceeded => {
+                (ErrorKind::DiskFull, Some("free some space, or use another place"))
+            }
             Io::PermissionDenied | Io::ReadOnlyFilesystem => {
                 (ErrorKind::StoreDenied, Some("check the owner and the mode of the file and of its folders"))
             }

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use futures::Stream;
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 /// Something that happened in a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// The run has an id and has announced itself in the repository.
@@ -83,5 +85,8 @@ pub fn channel(capacity: usize) -> (Arc<dyn Observer>, impl Stream<Item = Event>
         // A full channel means a slow reader, a closed one that nobody reads: neither is the run's concern.
         let _ = tx.try_send(event.clone());
     });
-    (observer, Box::pin(futures::stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|e| (e, rx)) })))
+    (
+        observer,
+        Box::pin(futures::stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|e| (e, rx)) })),
+    )
 }

@@ -116,12 +116,18 @@ impl RestoreBuilder {
         let record = self.record.ok_or_else(|| missing("a backup"))?;
         let restorer = self.restorer.ok_or_else(|| missing("a restorer"))?;
         if !restorer.accepts(&record.kind) {
-            let message = format!("backup {} is {}, which cannot be restored this way", record.id, record.kind);
+            let message =
+                format!("backup {} is {}, which cannot be restored this way", record.id, record.kind);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let mut reading = Reading::new(self.encryptor, self.jobs, self.pool, self.observer)?;
         reading.compressor = self.compressor;
-        Ok(Restore { repository: self.repository.ok_or_else(|| missing("a repository"))?, record, restorer, reading })
+        Ok(Restore {
+            repository: self.repository.ok_or_else(|| missing("a repository"))?,
+            record,
+            restorer,
+            reading,
+        })
     }
 }
 
@@ -164,7 +170,11 @@ impl Reading {
     }
 
     /// Opens a backup's key; nothing where it is not encrypted.
-    pub(crate) async fn cipher(&self, repository: &Repository, record: &BackupRecord) -> Result<Option<Arc<dyn Cipher>>> {
+    pub(crate) async fn cipher(
+        &self,
+        repository: &Repository,
+        record: &BackupRecord,
+    ) -> Result<Option<Arc<dyn Cipher>>> {
         open_cipher(repository, record, self.encryptor.as_ref()).await
     }
 

@@ -78,7 +78,8 @@ unsafe fn set<T>(out: *mut *mut T, value: impl FnOnce() -> *mut T) {
 
 /// What a panic becomes.
 pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let said =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Error::internal(format!("pgark panicked: {}", said.unwrap_or("no message")))
 }
 
@@ -116,7 +117,8 @@ mod tests {
 
     #[test]
     fn a_message_has_its_causes_on_the_same_line() {
-        let error = Error::new(ErrorKind::Connect, "no answer").caused_by("refused\0by\nthe host").with_hint("wait");
+        let error =
+            Error::new(ErrorKind::Connect, "no answer").caused_by("refused\0by\nthe host").with_hint("wait");
         let failure = Failure::from(&error);
         assert_eq!(failure.message.to_str().unwrap(), "no answer; because: refused\u{fffd}by the host");
         assert_eq!(failure.hint.unwrap().to_str().unwrap(), "wait");

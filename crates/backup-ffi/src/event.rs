@@ -9,7 +9,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use pgark::event::Silent;
 use pgark::{Error, Event, Observer, Result};
-use serde_json::{Value, json};
 
 use crate::text;
 
@@ -49,8 +48,9 @@ unsafe impl Send for Listener {}
 
 impl Listener {
     fn tell(&self, event: &Event) {
-        let Some(json) = to_json(event) else { return };
-        let json = text::for_c(&json.to_string());
+        // Plain fields: it cannot fail.
+        let Ok(json) = serde_json::to_string(event) else { return };
+        let json = text::for_c(&json);
         // SAFETY: the host passed a function for this, and the string lives during the call.
         unsafe { (self.function)(self.user, json.as_ptr()) };
     }
@@ -132,24 +132,6 @@ impl Queue {
             listener.tell(&event);
         }
     }
-}
-
-fn to_json(event: &Event) -> Option<Value> {
-    Some(match event {
-        Event::Started { id } => json!({"event": "started", "id": id}),
-        Event::Expected { raw_bytes } => json!({"event": "expected", "raw_bytes": raw_bytes}),
-        Event::PartOpened { part, name } => json!({"event": "part_opened", "part": part, "name": name}),
-        Event::Progress { raw_bytes, stored_bytes } => {
-            json!({"event": "progress", "raw_bytes": raw_bytes, "stored_bytes": stored_bytes})
-        }
-        Event::PartFinished { part, stored_bytes } => {
-            json!({"event": "part_finished", "part": part, "stored_bytes": stored_bytes})
-        }
-        Event::Warning { message } => json!({"event": "warning", "message": message}),
-        Event::Step { what } => json!({"event": "step", "what": what}),
-        // The engine's events can grow before this does.
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

@@ -77,7 +77,11 @@ pub unsafe extern "C" fn pgark_backup(
     let call = || {
         // SAFETY: the caller passes NULL or strings that end with a NUL and stay as they are during the call.
         let (config, cluster, db) = unsafe {
-            (text::required(config_toml, "config_toml")?, text::optional(cluster, "cluster")?, text::optional(db, "db")?)
+            (
+                text::required(config_toml, "config_toml")?,
+                text::optional(cluster, "cluster")?,
+                text::optional(db, "db")?,
+            )
         };
         // SAFETY: it is NULL or comes from `pgark_cancel_new` and is not freed before the call returns.
         let cancel = unsafe { cancel.as_ref() }.map(|c| c.0.clone()).unwrap_or_default();

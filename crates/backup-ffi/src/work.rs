@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgark::config::Settings;
-use pgark::repository::{Catalog, ClusterName};
+use pgark::repository::ClusterName;
 use pgark::{CancellationToken, Error, Observer, Result};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::answer::panicked;
 
@@ -22,32 +23,19 @@ pub(crate) fn backup(
     observer: Arc<dyn Observer>,
 ) -> Result<Value> {
     let (settings, cluster) = parse(config, cluster)?;
-    let connection = settings.connection(&cluster, db)?;
-    let dumper = settings.dumper(connection.clone());
-    let builder = settings.backup(cluster, connection)?.observer(observer);
     run(async || {
-        // What would fail in the first second shall not leave a repository behind.
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(Error::cancelled()),
-            preview = dumper.preview() => preview?,
-        };
-        let (repository, new) = settings.init_repository().await?;
-        let location = repository.store().location().to_owned();
-        let summary = builder.repository(repository).build()?.run(cancel).await?;
-        Ok(json!({"repository": location, "new_repository": new, "backup": summary}))
+        json(&settings.run_backup(&cluster, db, |builder| builder.observer(observer), cancel).await?)
     })
 }
 
 pub(crate) fn list(config: &str, cluster: Option<&str>) -> Result<Value> {
     let (settings, cluster) = parse(config, cluster)?;
-    run(async || {
-        let repository = settings.open_repository().await?;
-        let catalog = Catalog::load(&repository, &cluster).await?;
-        let backups: Vec<_> = catalog.backups().collect();
-        let unfinished: Vec<&str> = catalog.unfinished().iter().map(|u| u.id.as_str()).collect();
-        Ok(json!({"cluster": catalog.cluster(), "backups": backups, "unfinished": unfinished}))
-    })
+    run(async || json(&settings.list(&cluster).await?))
+}
+
+fn json<T: Serialize>(answer: &T) -> Result<Value> {
+    serde_json::to_value(answer)
+        .map_err(|e| Error::internal("an answer cannot be written as JSON").caused_by(e))
 }
 
 /// The settings, and the cluster that is meant. Relative paths stay as they are: below the working directory.

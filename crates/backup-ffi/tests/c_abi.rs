@@ -21,7 +21,9 @@ async fn a_program_in_c() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_in_c_under_valgrind() {
-    if std::env::var("PGARK_TEST_WITHOUT").is_ok_and(|without| without.split(',').any(|what| what.trim() == "valgrind")) {
+    if std::env::var("PGARK_TEST_WITHOUT")
+        .is_ok_and(|without| without.split(',').any(|what| what.trim() == "valgrind"))
+    {
         println!("left out by name: this test needs valgrind");
         return;
     }
@@ -81,7 +83,8 @@ async fn only_backup(url: &str) -> BackupRecord {
     let catalog = Catalog::load(&repository, &ClusterName::default()).await.unwrap();
     assert_eq!(catalog.backups().len(), 1);
     let record = repository.record(catalog.cluster(), &catalog.find("latest").unwrap().id).await.unwrap();
-    let report = verify(&repository, &record, VerifyOptions::default(), &CancellationToken::new()).await.unwrap();
+    let report =
+        verify(&repository, &record, VerifyOptions::default(), &CancellationToken::new()).await.unwrap();
     assert!(report.is_good(), "{report:?}");
     record
 }
@@ -92,7 +95,9 @@ async fn databases(server: &TempServer) -> Session {
     maintenance.rows("CREATE DATABASE shop").await.unwrap();
     maintenance.rows("CREATE DATABASE locked").await.unwrap();
     let shop = server.conninfo("shop").unwrap().connect().await.unwrap();
-    shop.rows("CREATE TABLE orders AS SELECT i, md5(i::text) AS note FROM generate_series(1, 20000) i").await.unwrap();
+    shop.rows("CREATE TABLE orders AS SELECT i, md5(i::text) AS note FROM generate_series(1, 20000) i")
+        .await
+        .unwrap();
     let locked = server.conninfo("locked").unwrap().connect().await.unwrap();
     locked.rows("CREATE TABLE t (x int); BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.unwrap();
     locked
@@ -121,7 +126,16 @@ fn build_library() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--package", "backup-ffi", "--message-format", "json", "--profile", profile, "--target-dir"])
+        .args([
+            "build",
+            "--package",
+            "backup-ffi",
+            "--message-format",
+            "json",
+            "--profile",
+            profile,
+            "--target-dir",
+        ])
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
@@ -132,5 +146,7 @@ fn build_library() -> PathBuf {
     let files = messages.flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default());
     let mut files = files.filter_map(|file| file.as_str().map(PathBuf::from));
     let suffix = std::env::consts::DLL_SUFFIX;
-    files.find(|file| file.ends_with(format!("libpgark{suffix}"))).unwrap_or_else(|| panic!("no libpgark{suffix} was built"))
+    files
+        .find(|file| file.ends_with(format!("libpgark{suffix}")))
+        .unwrap_or_else(|| panic!("no libpgark{suffix} was built"))
 }

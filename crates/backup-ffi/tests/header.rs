@@ -9,7 +9,9 @@ use pgark::ErrorKind;
 
 /// The statuses, from the table that the command's exit codes come from.
 fn statuses() -> String {
-    let mut text = String::from("\n/**\n * What a function returns. The numbers never change their meaning; later versions add others.\n */\n");
+    let mut text = String::from(
+        "\n/**\n * What a function returns. The numbers never change their meaning; later versions add others.\n */\n",
+    );
     text.push_str("enum pgark_status {\n    /** success */\n    PGARK_OK = 0,\n");
     for kind in ErrorKind::ALL {
         let mut name = String::new();

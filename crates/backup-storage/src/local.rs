@@ -44,7 +44,9 @@ impl LocalStore {
 
 /// Runs something that blocks.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::internal("a file task failed").caused_by(e)))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(Error::internal("a file task failed").caused_by(e)))
 }
 
 fn failed(doing: &str, key: &str) -> impl FnOnce(io::Error) -> Error {
@@ -78,7 +80,8 @@ impl Root {
 
     fn open(&self, key: &str) -> Result<File> {
         let path = self.file(key)?;
-        (|| not_a_folder(&std::fs::metadata(&path)?).and_then(|()| File::open(&path)))().map_err(failed("reading", key))
+        (|| not_a_folder(&std::fs::metadata(&path)?).and_then(|()| File::open(&path)))()
+            .map_err(failed("reading", key))
     }
 
     fn temporary(&self) -> Result<(File, PathBuf)> {
@@ -130,7 +133,8 @@ impl Root {
             return Ok(Created::New);
         }
         self.compare(key, body)?.ok_or_else(|| {
-            Error::new(ErrorKind::Conflict, format!("{key} comes and goes")).with_hint("does something else delete files there?")
+            Error::new(ErrorKind::Conflict, format!("{key} comes and goes"))
+                .with_hint("does something else delete files there?")
         })
     }
 
@@ -140,7 +144,9 @@ impl Root {
             other => other?,
         };
         let mut there = Vec::new();
-        Read::take(&mut file, body.len() as u64 + 1).read_to_end(&mut there).map_err(failed("reading", key))?;
+        Read::take(&mut file, body.len() as u64 + 1)
+            .read_to_end(&mut there)
+            .map_err(failed("reading", key))?;
         Ok(Some(if there == body { Created::Same } else { Created::Other }))
     }
 
@@ -179,7 +185,8 @@ impl Root {
                 continue;
             }
             let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            match entry.metadata() {
+            // As everywhere else, what a link leads to.
+            match std::fs::metadata(entry.path()) {
                 Ok(metadata) if metadata.is_dir() => found.push(Entry::Folder(key)),
                 Ok(metadata) => found.push(Entry::Object(meta(key, &metadata)?)),
                 // Deleted while it was listed.
@@ -199,7 +206,8 @@ impl Root {
         let mut removed = 0;
         for entry in entries.flatten() {
             let modified = entry.metadata().and_then(|m| m.modified()).ok();
-            let old = modified.and_then(|m| SystemTime::now().duration_since(m).ok()).is_some_and(|a| a > age);
+            let old =
+                modified.and_then(|m| SystemTime::now().duration_since(m).ok()).is_some_and(|a| a > age);
             if old && std::fs::remove_file(entry.path()).is_ok() {
                 removed += 1;
             }
@@ -215,7 +223,8 @@ fn not_a_folder(metadata: &std::fs::Metadata) -> io::Result<()> {
 
 fn meta(key: String, metadata: &std::fs::Metadata) -> Result<Meta> {
     let modified = metadata.modified().ok().and_then(|m| Timestamp::try_from(m).ok());
-    let modified = modified.ok_or_else(|| Error::new(ErrorKind::Io, format!("{key} has no time of modification")))?;
+    let modified =
+        modified.ok_or_else(|| Error::new(ErrorKind::Io, format!("{key} has no time of modification")))?;
     Ok(Meta { key, bytes: metadata.len(), modified })
 }
 
@@ -242,7 +251,9 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 /// A hard link names a file without ever replacing one. Where the file system has none, Linux can rename so.
 fn name_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
     match std::fs::hard_link(from, to) {
-        Err(e) if matches!(e.kind(), Io::Unsupported | Io::PermissionDenied | Io::TooManyLinks) => rename_without_replacing(from, to),
+        Err(e) if matches!(e.kind(), Io::Unsupported | Io::PermissionDenied | Io::TooManyLinks) => {
+            rename_without_replacing(from, to)
+        }
         other => other,
     }
 }
@@ -299,7 +310,9 @@ impl Store for LocalStore {
         .await?;
         let limited = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), bytes);
         let key = key.to_owned();
-        Ok(ReaderStream::with_capacity(limited, READ_BYTES).map_err(move |e| failed("reading", &key)(e)).boxed())
+        Ok(ReaderStream::with_capacity(limited, READ_BYTES)
+            .map_err(move |e| failed("reading", &key)(e))
+            .boxed())
     }
 
     async fn head(&self, key: &str) -> Result<Meta> {
@@ -315,7 +328,10 @@ impl Store for LocalStore {
     fn list(&self, folder: &str, after: Option<&str>) -> BoxStream<'static, Result<Entry>> {
         let (root, folder, after) = (Arc::clone(&self.0), folder.to_owned(), after.map(str::to_owned));
         let listed = blocking(move || root.list(&folder, after.as_deref()));
-        futures::stream::once(listed).map_ok(|found| futures::stream::iter(found.into_iter().map(Ok))).try_flatten().boxed()
+        futures::stream::once(listed)
+            .map_ok(|found| futures::stream::iter(found.into_iter().map(Ok)))
+            .try_flatten()
+            .boxed()
     }
 
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
@@ -364,7 +380,10 @@ impl Upload for LocalUpload {
     }
 
     async fn finish(mut self: Box<Self>) -> Result<()> {
-        let file = self.file.take().ok_or_else(|| Error::internal("a write to this upload was interrupted before"))?;
+        let file = self
+            .file
+            .take()
+            .ok_or_else(|| Error::internal("a write to this upload was interrupted before"))?;
         let (root, key, temporary) = (Arc::clone(&self.root), self.key.clone(), self.temporary.clone());
         blocking(move || {
             if root.publish(file, &temporary, &key)? {

@@ -144,7 +144,7 @@ impl Transport for MemoryTransport {
         if parts.len() != tags.len() {
             return Err(Error::internal("parts of the upload are missing"));
         }
-        let body: Vec<u8> = parts.into_values().flatten().collect();
+        let body = parts.into_values().collect::<Vec<Bytes>>().concat();
         state.objects.insert(key.to_owned(), (body.into(), Timestamp::now()));
         Ok(())
     }

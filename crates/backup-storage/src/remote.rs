@@ -76,12 +76,18 @@ impl Inner {
         let limit = self.policy.timeout;
         tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
             let message = format!("{} did not answer within {limit:?}", self.location);
-            Err(Error::new(ErrorKind::StoreUnavailable, message).doing(what).with_hint("is the store up, and the network?"))
+            Err(Error::new(ErrorKind::StoreUnavailable, message)
+                .doing(what)
+                .with_hint("is the store up, and the network?"))
         })
     }
 
     /// Makes a request until it succeeds, fails for good, or has been tried often enough.
-    async fn retry<T, F: Future<Output = Result<T>>>(&self, what: &str, mut request: impl FnMut() -> F) -> Result<T> {
+    async fn retry<T, F: Future<Output = Result<T>>>(
+        &self,
+        what: &str,
+        mut request: impl FnMut() -> F,
+    ) -> Result<T> {
         (|| self.within(what, request()))
             .retry(self.backoff())
             .when(Error::retryable)
@@ -148,7 +154,8 @@ impl Store for Remote {
                 match self.0.within(&what, self.0.compare(key, &body)).await {
                     Ok(Some(created)) => Ok(created),
                     Ok(None) if error.kind() == ErrorKind::Conflict => {
-                        let message = format!("{} says that {key} exists, and that it does not", self.0.location);
+                        let message =
+                            format!("{} says that {key} exists, and that it does not", self.0.location);
                         Err(Error::new(ErrorKind::StoreUnavailable, message).doing(what).caused_by(error))
                     }
                     _ => Err(error),
@@ -178,9 +185,13 @@ impl Store for Remote {
         }
         let (inner, key) = (Arc::clone(&self.0), key.to_owned());
         let got = inner.retry(&format!("reading {key}"), || inner.transport.get(&key, start, end)).await?;
-        let reading = Reading { at: start, end: start + got.bytes, body: got.body, failures: 0, key, store: inner };
+        let reading =
+            Reading { at: start, end: start + got.bytes, body: got.body, failures: 0, key, store: inner };
         if end.is_some_and(|end| end != reading.end) {
-            return Err(Error::new(ErrorKind::Integrity, format!("{} ends at byte {}, earlier than it should", reading.key, reading.end)));
+            return Err(Error::new(
+                ErrorKind::Integrity,
+                format!("{} ends at byte {}, earlier than it should", reading.key, reading.end),
+            ));
         }
         Ok(futures::stream::try_unfold(reading, Reading::next).boxed())
     }
@@ -196,9 +207,13 @@ impl Store for Remote {
             async move {
                 let Some(token) = state else { return Ok(None) };
                 let what = format!("listing {folder}/");
-                let page =
-                    inner.retry(&what, || inner.transport.list(&folder, after.as_deref(), token.clone())).await?;
-                Ok::<_, Error>(Some((futures::stream::iter(page.entries.into_iter().map(Ok)), page.next.map(Some))))
+                let page = inner
+                    .retry(&what, || inner.transport.list(&folder, after.as_deref(), token.clone()))
+                    .await?;
+                Ok::<_, Error>(Some((
+                    futures::stream::iter(page.entries.into_iter().map(Ok)),
+                    page.next.map(Some),
+                )))
             }
         });
         pages.try_flatten().boxed()
@@ -281,7 +296,8 @@ impl Multipart {
         self.next += 1;
         self.sending.spawn(async move {
             let what = format!("uploading part {} of {key}", index + 1);
-            let tag = store.retry(&what, || store.transport.put_part(&key, &id, index, chunk.clone())).await?;
+            let tag =
+                store.retry(&what, || store.transport.put_part(&key, &id, index, chunk.clone())).await?;
             Ok((index, tag))
         });
         Ok(())
@@ -289,7 +305,8 @@ impl Multipart {
 
     async fn received(&mut self) -> Result<()> {
         if let Some(sent) = self.sending.join_next().await {
-            let (index, tag) = sent.map_err(|e| Error::internal("an upload's task failed").caused_by(e))??;
+            let (index, tag) =
+                sent.map_err(|e| Error::internal("an upload's task failed").caused_by(e))??;
             self.tags.insert(index, tag);
         }
         Ok(())
@@ -369,4 +386,3 @@ impl Upload for Multipart {
         }
     }
 }
-

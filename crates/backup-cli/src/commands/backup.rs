@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use pgark::{CancellationToken, Result};
+use pgark::{BackupBuilder, CancellationToken, Result};
 use serde_json::json;
 
 use crate::args::{BackupArgs, Cli};
@@ -10,10 +10,9 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
     let mut settings = cli.settings()?;
     args.apply(&mut settings)?;
     let cluster = cli.cluster(&settings)?;
-    let connection = settings.connection(&cluster, args.db.as_deref())?;
-    let mut builder = settings.backup(cluster.clone(), connection.clone())?;
     if args.dry_run {
-        let memory = builder.memory(&*settings.store()?)?;
+        let connection = settings.connection(&cluster, args.db.as_deref())?;
+        let memory = settings.backup(cluster, connection.clone())?.memory(&*settings.store()?)?;
         let preview = settings.dumper(connection).preview().await?;
         if cli.json {
             let total = memory.total();
@@ -35,33 +34,32 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
             b(memory.encryption),
         ));
     }
-    // What would fail in the first second shall not leave a repository behind.
-    settings.dumper(connection).preview().await?;
-    let (repository, new) = settings.init_repository().await?;
-    let location = repository.store().location().to_owned();
-    builder = builder
-        .repository(repository)
-        .observer(progress::observer(cli.quiet, cli.json))
-        .grace(Duration::from_secs(u64::from(args.grace) * 3600));
-    if let Some(label) = &args.label {
-        builder = builder.label(label);
-    }
-    if args.no_sweep {
-        builder = builder.keep_leftovers();
-    }
-    let summary = builder.build()?.run(cancel).await?;
+    let observer = progress::observer(cli.quiet, cli.json);
+    let more = |builder: BackupBuilder| {
+        let mut builder = builder.observer(observer).grace(Duration::from_secs(u64::from(args.grace) * 3600));
+        if let Some(label) = &args.label {
+            builder = builder.label(label);
+        }
+        if args.no_sweep { builder.keep_leftovers() } else { builder }
+    };
+    let done = settings.run_backup(&cluster, args.db.as_deref(), more, cancel).await?;
     if cli.json {
-        return render::print_json(&json!({"repository": location, "new_repository": new, "backup": summary}));
+        return render::print_json(&json!(done));
     }
     if cli.quiet {
         return Ok(());
     }
+    let summary = &done.backup;
     let backup = &summary.backup;
-    let how = backup.encryption.as_ref().map_or("not encrypted".to_owned(), |e| format!("encrypted with {}", e.method));
+    let how = backup
+        .encryption
+        .as_ref()
+        .map_or("not encrypted".to_owned(), |e| format!("encrypted with {}", e.method));
     render::print(&format!(
-        "backup {} is in {location}{}: {} became {} ({}, {how}) in {}{}\n",
+        "backup {} is in {}{}: {} became {} ({}, {how}) in {}{}\n",
         backup.id,
-        if new { " (a new repository)" } else { "" },
+        done.repository,
+        if done.new_repository { " (a new repository)" } else { "" },
         render::bytes(summary.raw_bytes),
         render::bytes(backup.stored_bytes),
         backup.compression,

@@ -7,7 +7,9 @@ use pgark::logical::{PgDump, PgRestore};
 use pgark::postgres::{Session, TempServer, TempServerOptions};
 use pgark::repository::{Catalog, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
-use pgark::{Backup, CancellationToken, Error, ErrorKind, Repository, Restore, Result, StoreOptions, open_store};
+use pgark::{
+    Backup, CancellationToken, Error, ErrorKind, Repository, Restore, Result, StoreOptions, open_store,
+};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -52,7 +54,10 @@ impl Steps {
 
 /// Everything it makes is in one temporary folder and goes with it.
 pub(super) async fn run(cli: &Cli, args: &DemoArgs, cancel: &CancellationToken) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("pgark-demo-").tempdir().map_err(|e| Error::io("making a folder", e))?;
+    let folder = tempfile::Builder::new()
+        .prefix("pgark-demo-")
+        .tempdir()
+        .map_err(|e| Error::io("making a folder", e))?;
     let mut steps = Steps { quiet: cli.quiet || cli.json, begun: Instant::now(), done: Vec::new() };
     let total = Instant::now();
     let work = demo(folder.path(), args, &mut steps);
@@ -66,7 +71,11 @@ pub(super) async fn run(cli: &Cli, args: &DemoArgs, cancel: &CancellationToken) 
     if cli.json {
         return render::print_json(&json!({"steps": steps.done, "seconds": total.elapsed().as_secs_f64()}));
     }
-    if cli.quiet { Ok(()) } else { render::print(&format!("{:6.1} s  in all\n", total.elapsed().as_secs_f64())) }
+    if cli.quiet {
+        Ok(())
+    } else {
+        render::print(&format!("{:6.1} s  in all\n", total.elapsed().as_secs_f64()))
+    }
 }
 
 async fn compared(session: &Session) -> Result<Vec<Vec<Option<String>>>> {
@@ -84,12 +93,17 @@ async fn demo(folder: &Path, args: &DemoArgs, steps: &mut Steps) -> Result<()> {
     let session = server.conninfo("shop")?.connect().await?;
     session.rows(&SHOP.replace("{rows}", &args.rows.max(10).to_string())).await?;
     let before = compared(&session).await?;
-    let size = session.value("SELECT pg_database_size(current_database())").await?.and_then(|s| s.parse().ok()).unwrap_or(0);
+    let size = session
+        .value("SELECT pg_database_size(current_database())")
+        .await?
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(0);
     drop(session);
     steps.done(&format!("made the database shop: {} orders, {}", args.rows.max(10), render::bytes(size)))?;
 
     let (identity, recipient) = generate_identity(jiff::Timestamp::now());
-    let reader = || -> Result<Age> { Ok(Age::new().identities(IdentityFile::parse(identity.expose_secret())?)) };
+    let reader =
+        || -> Result<Age> { Ok(Age::new().identities(IdentityFile::parse(identity.expose_secret())?)) };
     let store = open_store(&folder.join("backups").display().to_string(), &StoreOptions::default())?;
     let (repository, _) = Repository::init(store).await?;
     let backup = Backup::builder()
@@ -115,9 +129,16 @@ async fn demo(folder: &Path, args: &DemoArgs, steps: &mut Steps) -> Result<()> {
     options.encryptor = Some(Arc::new(reader()?));
     let report = verify(&repository, &record, options, &cancel).await?;
     if !report.is_good() {
-        return Err(Error::new(ErrorKind::Integrity, format!("the demo's backup is damaged: {:?}", report.findings)));
+        return Err(Error::new(
+            ErrorKind::Integrity,
+            format!("the demo's backup is damaged: {:?}", report.findings),
+        ));
     }
-    steps.done(&format!("verified {} objects, {} of contents", report.objects, render::bytes(report.raw_bytes)))?;
+    steps.done(&format!(
+        "verified {} objects, {} of contents",
+        report.objects,
+        render::bytes(report.raw_bytes)
+    ))?;
 
     maintenance.rows("DROP DATABASE shop").await?;
     steps.done("destroyed the database shop")?;
@@ -133,8 +154,11 @@ async fn demo(folder: &Path, args: &DemoArgs, steps: &mut Steps) -> Result<()> {
 
     let after = compared(&server.conninfo("shop")?.connect().await?).await?;
     if before != after {
-        return Err(Error::new(ErrorKind::Integrity, "the restored database differs from what was backed up")
-            .caused_by(format!("before: {before:?}, after: {after:?}")));
+        return Err(Error::new(
+            ErrorKind::Integrity,
+            "the restored database differs from what was backed up",
+        )
+        .caused_by(format!("before: {before:?}, after: {after:?}")));
     }
     let shown: Vec<String> = after.iter().map(|row| format!("{} {}", text(row, 0), text(row, 1))).collect();
     steps.done(&format!("compared rows and their contents, all equal: {}", shown.join(", ")))

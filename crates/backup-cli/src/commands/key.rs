@@ -1,4 +1,5 @@
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,16 +11,20 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{catalog, find};
-use crate::args::{Cli, KeyCommand, ReadKeys};
+use crate::args::{Cli, KeyCommand, ReadKeys, refuse_secret};
 use crate::render;
 
 pub(super) async fn run(cli: &Cli, command: &KeyCommand) -> Result<()> {
     match command {
         KeyCommand::Generate { output } => generate(cli, output),
         KeyCommand::Recipient { identity } => {
+            refuse_secret(identity)?;
             let recipients = IdentityFile::read(identity)?.recipients();
             if recipients.is_empty() {
-                return Err(Error::new(ErrorKind::Unsupported, "the recipient of an SSH key is its .pub file"));
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "the recipient of an SSH key is its .pub file",
+                ));
             }
             if cli.json {
                 return render::print_json(&json!({"recipients": recipients}));
@@ -35,15 +40,19 @@ pub(super) async fn run(cli: &Cli, command: &KeyCommand) -> Result<()> {
 fn generate(cli: &Cli, output: &Path) -> Result<()> {
     let (text, recipient) = generate_identity(jiff::Timestamp::now());
     let doing = format!("writing the identity to {}", output.display());
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(output).map_err(|e| {
-        if e.kind() == std::io::ErrorKind::AlreadyExists {
-            Error::new(ErrorKind::Conflict, format!("{} exists already", output.display()))
-                .with_hint("choose another name: an identity is never replaced, since backups may need it")
-        } else {
-            Error::io(&doing, e)
-        }
-    })?;
-    file.write_all(text.expose_secret().as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(&doing, e))?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(output).map_err(|e| {
+            if e.kind() == std::io::ErrorKind::AlreadyExists {
+                Error::new(ErrorKind::Conflict, format!("{} exists already", output.display())).with_hint(
+                    "choose another name: an identity is never replaced, since backups may need it",
+                )
+            } else {
+                Error::io(&doing, e)
+            }
+        })?;
+    file.write_all(text.expose_secret().as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(|e| Error::io(&doing, e))?;
     if cli.json {
         return render::print_json(&json!({"identity_file": output, "recipient": recipient}));
     }
@@ -65,10 +74,14 @@ async fn rotate(
         new.encryption.recipients.clear();
         new.encryption.passphrase_file = Some(path.to_owned());
     }
-    keys.apply(&mut settings);
+    keys.apply(&mut settings)?;
     let missing = |what: &str, hint: &str| Error::new(ErrorKind::KeyMissing, what.to_owned()).with_hint(hint);
-    let new = new.writer()?.ok_or_else(|| missing("nobody is named who shall read it", "give --recipient"))?;
-    let old = settings.reader()?.ok_or_else(|| missing("a key is needed to open the backup's key", "give --identity FILE"))?;
+    let new = new.writer()?.ok_or_else(|| {
+        missing("nobody is named who shall read it", "give --recipient, or --new-passphrase-file FILE")
+    })?;
+    let old = settings.reader()?.ok_or_else(|| {
+        missing("a key is needed to open the backup's key", "give --identity FILE, or --passphrase-file FILE")
+    })?;
     let (old, new): (Arc<dyn Encryptor>, Arc<dyn Encryptor>) = (Arc::new(old), Arc::new(new));
     let (repository, catalog) = catalog(cli, &settings).await?;
     let wanted: Vec<String> = if all {
@@ -80,27 +93,31 @@ async fn rotate(
     let mut text = String::new();
     let mut first_error = None;
     for backup in wanted {
-        let record = find(&repository, &catalog, &backup).await?;
-        let rotated = match rotate_key(&repository, &record, &old, &new).await {
+        let rotated = async {
+            let record = find(&repository, &catalog, &backup).await?;
+            let rotated = rotate_key(&repository, &record, &old, &new).await;
+            let rotated = rotated.map_err(|e| e.doing(format!("rotating the key of {}", record.id)))?;
+            Ok((record.id.clone(), rotated))
+        };
+        let (id, rotated) = match rotated.await {
             Ok(rotated) => rotated,
             // The others are rotated all the same: whoever lost a key wants as much done as can be.
             Err(error) => {
-                first_error = first_error.or(Some(error.doing(format!("rotating the key of {}", record.id))));
+                first_error = first_error.or(Some(error));
                 continue;
             }
         };
-        text.push_str(&format!("{}: its key is sealed anew in {}\n", record.id, rotated.created));
+        let _ = writeln!(text, "{id}: its key is sealed anew in {}", rotated.created);
         if !rotated.remaining.is_empty() {
-            text.push_str(&format!(
-                "  the store keeps {}: whoever could read the backup still can\n",
-                rotated.remaining.join(", ")
-            ));
+            let remaining = rotated.remaining.join(", ");
+            let _ = writeln!(text, "  the store keeps {remaining}: whoever could read the backup still can");
         }
-        done.push(json!({"id": record.id, "created": rotated.created, "remaining": rotated.remaining}));
+        done.push(json!({"id": id, "created": rotated.created, "remaining": rotated.remaining}));
     }
-    if cli.json {
+    // A failure that changed nothing says nothing here.
+    if cli.json && (first_error.is_none() || !done.is_empty()) {
         render::print_json(&json!({"rotated": done}))?;
-    } else if !cli.quiet {
+    } else if !cli.json && !cli.quiet {
         render::print(&text)?;
     }
     first_error.map_or(Ok(()), Err)

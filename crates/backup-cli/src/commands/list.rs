@@ -1,25 +1,24 @@
+use std::fmt::Write;
+
 use pgark::Result;
 use serde_json::json;
 
-use super::catalog;
 use crate::args::Cli;
 use crate::render;
 
 pub(super) async fn run(cli: &Cli) -> Result<()> {
     let settings = cli.settings()?;
-    let (_, catalog) = catalog(cli, &settings).await?;
-    let unfinished: Vec<&str> = catalog.unfinished().iter().map(|u| u.id.as_str()).collect();
+    let listing = settings.list(&cli.cluster(&settings)?).await?;
     if cli.json {
-        let backups: Vec<_> = catalog.backups().collect();
-        return render::print_json(&json!({"cluster": catalog.cluster(), "backups": backups, "unfinished": unfinished}));
+        return render::print_json(&json!(listing));
     }
-    let mut text = if catalog.backups().len() == 0 {
-        format!("there are no backups of {} yet\n", catalog.cluster())
+    let mut text = if listing.backups.is_empty() {
+        format!("there are no backups of {} yet\n", listing.cluster)
     } else {
-        render::table(catalog.backups())
+        render::table(listing.backups.iter())
     };
-    for id in unfinished {
-        text.push_str(&format!("unfinished: {id} (at work, or dead: a later backup sweeps it)\n"));
+    for id in &listing.unfinished {
+        let _ = writeln!(text, "unfinished: {id} (at work, or dead: a later backup sweeps it)");
     }
     render::print(&text)
 }

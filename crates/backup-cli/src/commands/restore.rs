@@ -5,12 +5,13 @@ use pgark::{CancellationToken, Restore, Result};
 use serde_json::json;
 
 use super::{catalog, find};
-use crate::args::{Cli, RestoreArgs};
+use crate::args::{Cli, RestoreArgs, apply_jobs};
 use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
     let mut settings = cli.settings()?;
-    args.keys.apply(&mut settings);
+    args.keys.apply(&mut settings)?;
+    apply_jobs(args.jobs, &mut settings)?;
     settings.pg_bin = args.pg_bin.clone().or(settings.pg_bin);
     let target = ConnInfo::parse(&args.into)?;
     let (repository, catalog) = catalog(cli, &settings).await?;
@@ -22,7 +23,7 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     if let Some(age) = settings.reader()? {
         builder = builder.encryptor(age);
     }
-    if let Some(jobs) = args.jobs.or(settings.jobs) {
+    if let Some(jobs) = settings.jobs {
         builder = builder.jobs(jobs);
     }
     let begun = Instant::now();

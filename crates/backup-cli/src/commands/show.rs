@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use pgark::Result;
 use serde_json::json;
 
@@ -14,7 +16,8 @@ pub(super) async fn run(cli: &Cli, args: &ShowArgs) -> Result<()> {
     }
     let mut text = render::summary(&record);
     for object in record.objects() {
-        text.push_str(&format!("{:<12} {} ({})\n", "object", object.key, render::bytes(object.bytes)));
+        let (key, bytes) = (render::shown(&object.key), render::bytes(object.bytes));
+        let _ = writeln!(text, "{:<12} {key} ({bytes})", "object");
     }
     render::print(&text)
 }

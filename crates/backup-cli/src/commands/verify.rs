@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -6,12 +7,13 @@ use pgark::{CancellationToken, Encryptor, ErrorKind, Result};
 use serde_json::json;
 
 use super::catalog;
-use crate::args::{Cli, VerifyArgs};
+use crate::args::{Cli, VerifyArgs, apply_jobs};
 use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken) -> Result<ExitCode> {
     let mut settings = cli.settings()?;
-    args.keys.apply(&mut settings);
+    args.keys.apply(&mut settings)?;
+    apply_jobs(args.jobs, &mut settings)?;
     let (repository, catalog) = catalog(cli, &settings).await?;
     let ids = if args.all {
         catalog.backups().map(|b| b.id.clone()).collect()
@@ -20,8 +22,9 @@ pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken
     };
     let mut options = VerifyOptions::default();
     options.stored_only = args.stored;
-    options.jobs = args.jobs.or(settings.jobs);
-    options.encryptor = if args.stored { None } else { settings.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>) };
+    options.jobs = settings.jobs;
+    options.encryptor =
+        if args.stored { None } else { settings.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>) };
     options.observer = Some(progress::observer(cli.quiet, cli.json));
     let mut reports: Vec<Report> = Vec::new();
     for id in ids {
@@ -48,10 +51,16 @@ fn text(report: &Report) -> String {
     if report.is_good() {
         return format!("{}: good: {} objects, {stored}: compared {compared}\n", report.id, report.objects);
     }
-    let mut text = format!("{}: DAMAGED: {} of {} objects and parts\n", report.id, report.findings.len(), report.objects);
+    let mut text = format!(
+        "{}: DAMAGED: {} of {} objects and parts\n",
+        report.id,
+        report.findings.len(),
+        report.objects
+    );
     for finding in &report.findings {
         let state = if finding.missing { "missing" } else { "damaged" };
-        text.push_str(&format!("  {state}: {}: {}\n", finding.what, finding.why));
+        let _ =
+            writeln!(text, "  {state}: {}: {}", render::shown(&finding.what), render::shown(&finding.why));
     }
     text
 }

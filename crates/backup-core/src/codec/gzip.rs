@@ -36,7 +36,10 @@ impl Compressor for Gzip {
 
     fn compress(&self, raw: &[u8], frame: &mut Vec<u8>) -> Result<()> {
         let mut encoder = GzEncoder::new(frame, Compression::new(self.0));
-        encoder.write_all(raw).and_then(|()| encoder.finish()).map_err(|e| Error::io("compressing with gzip", e))?;
+        encoder
+            .write_all(raw)
+            .and_then(|()| encoder.finish())
+            .map_err(|e| Error::io("compressing with gzip", e))?;
         Ok(())
     }
 

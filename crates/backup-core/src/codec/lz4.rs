@@ -6,7 +6,7 @@ use super::{broken, read_exactly};
 use crate::compressor::Compressor;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The end mark of an lz4 frame: a block of length zero ("LZ4 Frame Format Description", EndMark).
+/// The end mark of an lz4 frame: a block of length zero ("LZ4 Frame Format Description", `EndMark`).
 const END_MARK: [u8; 4] = [0; 4];
 /// Length of the checksum over the contents, which follows the end mark.
 const CHECKSUM: usize = 4;
@@ -39,7 +39,8 @@ impl Compressor for Lz4 {
 
     fn decompress(&self, frame: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
         // lz4_flex accepts a frame without its end mark, so that is looked for first.
-        let tail = frame.len().checked_sub(END_MARK.len() + CHECKSUM).map(|at| &frame[at..at + END_MARK.len()]);
+        let tail =
+            frame.len().checked_sub(END_MARK.len() + CHECKSUM).map(|at| &frame[at..at + END_MARK.len()]);
         if tail != Some(&END_MARK[..]) {
             return Err(broken("lz4", "it has no end"));
         }

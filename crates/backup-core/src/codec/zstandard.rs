@@ -70,7 +70,8 @@ impl Compressor for Zstd {
     }
 
     fn decompress(&self, frame: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
-        let whole = zstd_safe::find_frame_compressed_size(frame).map_err(|_| broken("zstd", "it is cut off"))?;
+        let whole =
+            zstd_safe::find_frame_compressed_size(frame).map_err(|_| broken("zstd", "it is cut off"))?;
         if whole != frame.len() {
             return Err(broken("zstd", "something stands behind its end"));
         }

@@ -37,7 +37,11 @@ impl IdentityFile {
         let text = std::fs::read_to_string(path).map_err(|e| {
             let missing = e.kind() == std::io::ErrorKind::NotFound;
             let error = Error::io(format!("reading the identity file {}", path.display()), e);
-            if missing { Error::new(ErrorKind::KeyMissing, format!("no identity file {}", path.display())) } else { error }
+            if missing {
+                Error::new(ErrorKind::KeyMissing, format!("no identity file {}", path.display()))
+            } else {
+                error
+            }
         })?;
         Self::parse(&text).map_err(|e| e.doing(format!("reading the identity file {}", path.display())))
     }
@@ -45,8 +49,9 @@ impl IdentityFile {
     /// Parses the text of such a file.
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = |why: &str| {
-            Error::new(ErrorKind::KeyMissing, why.to_owned())
-                .with_hint("it holds AGE-SECRET-KEY-1… lines (pgark key generate, age-keygen) or an SSH private key")
+            Error::new(ErrorKind::KeyMissing, why.to_owned()).with_hint(
+                "it holds AGE-SECRET-KEY-1… lines (pgark key generate, age-keygen) or an SSH private key",
+            )
         };
         if text.contains("-----BEGIN") {
             let key = age::ssh::Identity::from_buffer(BufReader::new(text.as_bytes()), None)

@@ -85,10 +85,15 @@ fn not_opened(error: &age::DecryptError) -> Error {
             say(ErrorKind::WrongKey, "the key does not fit")
         }
         age::DecryptError::DecryptionFailed => say(ErrorKind::WrongKey, "the key or the passphrase is wrong"),
-        age::DecryptError::Io(e) if e.kind() != io::ErrorKind::UnexpectedEof && e.kind() != io::ErrorKind::InvalidData => {
+        age::DecryptError::Io(e)
+            if e.kind() != io::ErrorKind::UnexpectedEof && e.kind() != io::ErrorKind::InvalidData =>
+        {
             Error::io("reading a sealed object", io::Error::new(e.kind(), e.to_string()))
         }
-        e => say(ErrorKind::Integrity, &format!("a sealed object is damaged: {}", e.to_string().to_lowercase())),
+        e => say(
+            ErrorKind::Integrity,
+            &format!("a sealed object is damaged: {}", e.to_string().to_lowercase()),
+        ),
     }
 }
 

@@ -112,7 +112,9 @@ impl Age {
         };
         let failed = |e: std::io::Error| Error::io("sealing the backup's key", e);
         let encryptor = age::Encryptor::with_recipients(recipients.into_iter()).map_err(|e| {
-            Error::new(ErrorKind::KeyMissing, "there is nobody to encrypt to").caused_by(e).with_hint("give --recipient")
+            Error::new(ErrorKind::KeyMissing, "there is nobody to encrypt to")
+                .caused_by(e)
+                .with_hint("give --recipient")
         })?;
         let mut writer = encryptor.wrap_output(&mut wrapped).map_err(failed)?;
         writer.write_all(secret.expose_secret().as_bytes()).map_err(failed)?;
@@ -124,7 +126,8 @@ impl Age {
     pub(super) fn unwrap_key(&self, wrapped: &[u8]) -> Result<SecretString> {
         let decryptor = age::Decryptor::new(wrapped).map_err(|e| not_opened(&e))?;
         let by_passphrase = decryptor.is_scrypt();
-        let missing = |what: &str, hint: &str| Err(Error::new(ErrorKind::KeyMissing, what.to_owned()).with_hint(hint));
+        let missing =
+            |what: &str, hint: &str| Err(Error::new(ErrorKind::KeyMissing, what.to_owned()).with_hint(hint));
         let opened = match (&self.passphrase, by_passphrase) {
             (None, true) => {
                 return missing("the backup is sealed with a passphrase", "give --passphrase-file FILE");
@@ -142,8 +145,12 @@ impl Age {
         let mut reader = opened.map_err(|e| {
             let error = not_opened(&e);
             match error.kind() {
-                ErrorKind::WrongKey if by_passphrase => error.with_hint("give the passphrase that the backup was made with"),
-                ErrorKind::WrongKey => error.with_hint("give the identity that belongs to one of the backup's recipients"),
+                ErrorKind::WrongKey if by_passphrase => {
+                    error.with_hint("give the passphrase that the backup was made with")
+                }
+                ErrorKind::WrongKey => {
+                    error.with_hint("give the identity that belongs to one of the backup's recipients")
+                }
                 _ => error,
             }
         })?;

@@ -38,7 +38,16 @@ impl DatabaseFacts {
              FROM pg_catalog.pg_database WHERE datname = current_database()"
         );
         let row = session.rows(&sql).await?.into_iter().next().unwrap_or_default();
-        let [Some(name), Some(encoding), Some(locale_provider), Some(collate), Some(ctype), locale, icu_rules] = &row[..] else {
+        let [
+            Some(name),
+            Some(encoding),
+            Some(locale_provider),
+            Some(collate),
+            Some(ctype),
+            locale,
+            icu_rules,
+        ] = &row[..]
+        else {
             return Err(Error::internal("pg_database does not know the database of this session"));
         };
         Ok(Self {
@@ -60,8 +69,9 @@ impl DatabaseFacts {
 
     pub(super) fn from_contents(contents: &Map<String, Value>) -> Result<Self> {
         let value = contents.get("database").cloned().unwrap_or_default();
-        serde_json::from_value(value)
-            .map_err(|e| Error::new(ErrorKind::Integrity, format!("the contents do not describe the database: {e}")))
+        serde_json::from_value(value).map_err(|e| {
+            Error::new(ErrorKind::Integrity, format!("the contents do not describe the database: {e}"))
+        })
     }
 
     /// Creates an empty database of another name with these properties. `session` is one of another database.
@@ -75,13 +85,20 @@ impl DatabaseFacts {
             literal(&self.ctype),
         );
         match (self.locale_provider.as_str(), &self.locale) {
-            ("i", Some(locale)) => sql.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(locale))),
+            ("i", Some(locale)) => {
+                sql.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(locale)));
+            }
             ("b", Some(locale)) if target_major >= 17 => {
                 sql.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(locale)));
             }
             ("b", _) => {
-                return Err(Error::new(ErrorKind::Unsupported, format!("PostgreSQL {target_major} has no builtin locales, which the database uses"))
-                    .with_hint("create the database yourself, empty and with another locale, and restore into it"));
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("PostgreSQL {target_major} has no builtin locales, which the database uses"),
+                )
+                .with_hint(
+                    "create the database yourself, empty and with another locale, and restore into it",
+                ));
             }
             _ => sql.push_str(" LOCALE_PROVIDER libc"),
         }

@@ -55,7 +55,9 @@ impl PgDump {
         facts.insert("server_version".to_owned(), version.into());
         facts.insert("database".to_owned(), session.info().database().into());
         // Some managed services forbid it: then the backup does not say which cluster it is from.
-        if let Ok(Some(id)) = session.value("SELECT system_identifier FROM pg_catalog.pg_control_system()").await {
+        if let Ok(Some(id)) =
+            session.value("SELECT system_identifier FROM pg_catalog.pg_control_system()").await
+        {
             facts.insert("system_identifier".to_owned(), id.into());
         }
         Ok(facts)
@@ -70,7 +72,12 @@ impl PgDump {
         let (major, server_version) = session.server_version().await?;
         let tool = self.tools.find("pg_dump", major)?;
         let raw_bytes = Self::estimate(&session).await.unwrap_or(0);
-        Ok(Preview { database: session.info().database().to_owned(), server_version, pg_dump_version: tool.version, raw_bytes })
+        Ok(Preview {
+            database: session.info().database().to_owned(),
+            server_version,
+            pg_dump_version: tool.version,
+            raw_bytes,
+        })
     }
 
     /// About how many bytes `pg_dump` will write: those of the tables, without indexes.
@@ -110,18 +117,25 @@ impl Dumper for PgDump {
 
         let args = ["--format=custom", "--compress=0", "--no-password"].map(str::to_owned).to_vec();
         let connection = session.info();
-        let mut process =
-            Process::start(ProcessRun { tool: &tool, args, connection: Some(connection), stdin: false, stdout: true })?;
+        let mut process = Process::start(ProcessRun {
+            tool: &tool,
+            args,
+            connection: Some(connection),
+            stdin: false,
+            stdout: true,
+        })?;
         let mut output = process.stdout()?;
         // Larger pipes mean fewer switches between the two; it is no harm if the system refuses.
         #[cfg(target_os = "linux")]
         let _ = rustix::pipe::fcntl_setpipe_size(&output, READ_BYTES);
-        let spec = PartSpec { kind: ARCHIVE.to_owned(), name: format!("{}.{ARCHIVE}", connection.database()) };
+        let spec =
+            PartSpec { kind: ARCHIVE.to_owned(), name: format!("{}.{ARCHIVE}", connection.database()) };
         let mut part = parts.open(spec).await?;
         let copied = async {
             loop {
                 let mut buffer = BytesMut::with_capacity(READ_BYTES);
-                let read = output.read_buf(&mut buffer).await.map_err(|e| Error::io("reading from pg_dump", e))?;
+                let read =
+                    output.read_buf(&mut buffer).await.map_err(|e| Error::io("reading from pg_dump", e))?;
                 if read == 0 {
                     return Ok(());
                 }

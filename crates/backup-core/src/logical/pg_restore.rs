@@ -20,7 +20,7 @@ pub struct PgRestore {
 }
 
 /// `pg_restore` of 17 and later sets this, and servers before 17 do not know it
-/// (_doSetFixedOutputState in pg_backup_archiver.c, PostgreSQL 17).
+/// (_doSetFixedOutputState in `pg_backup_archiver.c`, PostgreSQL 17).
 const NEW_SETTING: &[u8] = b"SET transaction_timeout = 0;\n";
 /// The last of the settings at the head of a script; rows come after it.
 const LAST_SETTING: &[u8] = b"SELECT pg_catalog.set_config('search_path'";
@@ -60,26 +60,47 @@ impl PgRestore {
                    WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' LIMIT 1";
         match self.connection.connect().await?.value(sql).await? {
             None => Ok(true),
-            Some(_) => Err(Error::new(ErrorKind::Conflict, format!("the database {name} exists and is not empty"))
-                .with_hint("restore into another name; it will be created")),
+            Some(_) => {
+                Err(Error::new(ErrorKind::Conflict, format!("the database {name} exists and is not empty"))
+                    .with_hint("restore into another name; it will be created"))
+            }
         }
     }
 
-    async fn load(&self, source: &dyn PartSource, info: &ConnInfo, target_major: u32, ctx: &Ctx) -> Result<Vec<String>> {
+    async fn load(
+        &self,
+        source: &dyn PartSource,
+        info: &ConnInfo,
+        target_major: u32,
+        ctx: &Ctx,
+    ) -> Result<Vec<String>> {
         let parts: Vec<_> = source.parts().into_iter().filter(|p| p.spec.kind == ARCHIVE).collect();
         let [part] = &parts[..] else {
-            return Err(Error::new(ErrorKind::Integrity, format!("the backup has {} archives, not one", parts.len())));
+            return Err(Error::new(
+                ErrorKind::Integrity,
+                format!("the backup has {} archives, not one", parts.len()),
+            ));
         };
         let dumped_by = source.facts().get("pg_dump_version").and_then(Value::as_str).unwrap_or_default();
-        let archive_major = dumped_by.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok()).unwrap_or(0);
+        let archive_major =
+            dumped_by.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok()).unwrap_or(0);
         // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
         let tool = self.tools.find("pg_restore", archive_major.max(target_major))?;
         let data = source.open(part.part).await?;
         let arg = |s: &str| s.to_owned();
         if tool.major < 17 || target_major >= 17 {
-            let args = vec![arg("--exit-on-error"), arg("--no-password"), format!("--dbname={}", plain_name(info.database()))];
-            let mut process =
-                Process::start(ProcessRun { tool: &tool, args, connection: Some(info), stdin: true, stdout: false })?;
+            let args = vec![
+                arg("--exit-on-error"),
+                arg("--no-password"),
+                format!("--dbname={}", plain_name(info.database())),
+            ];
+            let mut process = Process::start(ProcessRun {
+                tool: &tool,
+                args,
+                connection: Some(info),
+                stdin: true,
+                stdout: false,
+            })?;
             let stdin = process.stdin()?;
             return conclude(feed(data, stdin, ctx).await, process, ctx).await;
         }
@@ -87,9 +108,18 @@ impl PgRestore {
         // the server cannot know is left out.
         let psql = self.tools.find("psql", tool.major)?;
         let args = vec![arg("--file=-")];
-        let mut script = Process::start(ProcessRun { tool: &tool, args, connection: None, stdin: true, stdout: true })?;
-        let args = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--output=/dev/null"].map(arg).to_vec();
-        let mut run = Process::start(ProcessRun { tool: &psql, args, connection: Some(info), stdin: true, stdout: false })?;
+        let mut script =
+            Process::start(ProcessRun { tool: &tool, args, connection: None, stdin: true, stdout: true })?;
+        let args = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--output=/dev/null"]
+            .map(arg)
+            .to_vec();
+        let mut run = Process::start(ProcessRun {
+            tool: &psql,
+            args,
+            connection: Some(info),
+            stdin: true,
+            stdout: false,
+        })?;
         let (to_script, from_script, to_psql) = (script.stdin()?, script.stdout()?, run.stdin()?);
         let (fed, filtered) = tokio::join!(feed(data, to_script, ctx), filter(from_script, to_psql, ctx));
         let mut words = conclude(filtered, run, ctx).await?;
@@ -115,7 +145,11 @@ async fn conclude(fed: Result<bool>, mut process: Process, ctx: &Ctx) -> Result<
         }
         Ok(whole) => {
             let words = process.finish(&ctx.cancel).await?;
-            if whole { Ok(words) } else { Err(Error::new(ErrorKind::ToolFailed, "the tool ended before it had read everything")) }
+            if whole {
+                Ok(words)
+            } else {
+                Err(Error::new(ErrorKind::ToolFailed, "the tool ended before it had read everything"))
+            }
         }
     }
 }
@@ -148,11 +182,7 @@ async fn feed(
 }
 
 /// Passes a script on without the setting that an older server does not know.
-async fn filter(
-    from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    ctx: &Ctx,
-) -> Result<bool> {
+async fn filter(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, ctx: &Ctx) -> Result<bool> {
     let mut from = BufReader::with_capacity(1 << 20, from);
     let copy = async {
         let mut line = Vec::new();
@@ -208,7 +238,9 @@ impl Restorer for PgRestore {
                 };
                 return Err(match dropped {
                     Ok(_) => error,
-                    Err(e) => error.doing(format!("the unfinished database {name} could not be dropped ({e})")),
+                    Err(e) => {
+                        error.doing(format!("the unfinished database {name} could not be dropped ({e})"))
+                    }
                 });
             }
             Err(error) => return Err(error.doing(format!("the database {name} is left half restored"))),

@@ -81,7 +81,8 @@ fn work(queue: &Mutex<Receiver<Job>>) {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Error::internal(format!("a worker panicked: {}", text.unwrap_or("no message")))
 }
 

@@ -45,7 +45,10 @@ impl PartReader {
         tx: &mpsc::Sender<Result<Bytes>>,
     ) -> Result<()> {
         if record.objects.len() != contents.objects.len() {
-            return Err(damaged(&format!("part {}", record.part), "record and contents do not fit each other"));
+            return Err(damaged(
+                &format!("part {}", record.part),
+                "record and contents do not fit each other",
+            ));
         }
         let (mut raw, mut raw_bytes) = (blake3::Hasher::new(), 0);
         for (object, frames) in record.objects.iter().zip(&contents.objects) {
@@ -56,7 +59,8 @@ impl PartReader {
         }
         let (found, expected) = (Digest::from(raw.finalize()), contents.raw_blake3);
         if (raw_bytes, found) != (contents.raw_bytes, expected) {
-            let why = format!("its contents have {raw_bytes} bytes and digest {found}, not those of the backup");
+            let why =
+                format!("its contents have {raw_bytes} bytes and digest {found}, not those of the backup");
             return Err(damaged(&format!("part {}", record.part), &why));
         }
         Ok(())
@@ -96,7 +100,8 @@ impl PartReader {
             }
         }
         let opened = opened.await.unwrap_or_else(|_| Err(Error::internal("the opening thread is gone")));
-        let fetched = fetch.await.unwrap_or_else(|e| Err(Error::internal("the reading task failed").caused_by(e)));
+        let fetched =
+            fetch.await.unwrap_or_else(|e| Err(Error::internal("the reading task failed").caused_by(e)));
         // A store that failed is the cause of a stream that ended early.
         match (fetched, opened) {
             (Err(e), _) if e.kind() != ErrorKind::Integrity => Err(e),

@@ -128,7 +128,10 @@ impl Sink {
 impl PartSink for Sink {
     async fn open(&self, spec: PartSpec) -> Result<Box<dyn PartWriter>> {
         if !layout::is_word(&spec.kind) {
-            return Err(Error::internal(format!("{:?} is not a kind of part: lower-case letters", spec.kind)));
+            return Err(Error::internal(format!(
+                "{:?} is not a kind of part: lower-case letters",
+                spec.kind
+            )));
         }
         let slot = Slot::take(&self.open, self.max_open)?;
         let part = self.next.fetch_add(1, Ordering::Relaxed);
@@ -296,7 +299,8 @@ impl Shared {
 
     async fn finish_object(&self, progress: &mut PartInProgress, object: Assembler) -> Result<()> {
         let before = object.bytes();
-        let (full, Assembled { last, bytes, digest, frames }) = self.pool.run(move || object.finish()).await?;
+        let (full, Assembled { last, bytes, digest, frames }) =
+            self.pool.run(move || object.finish()).await?;
         self.write_chunks(progress, full).await?;
         if !last.is_empty() {
             self.write_chunks(progress, vec![last]).await?;

@@ -6,13 +6,10 @@ use tokio_postgres::config::{ChannelBinding, SslMode as Negotiate, SslNegotiatio
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use super::conninfo::{ConnInfo, Host};
-use super::tls::{self, SslMode};
 use super::OLDEST_MAJOR;
+use super::conninfo::{CONNECT_TIMEOUT, ConnInfo, Host};
+use super::tls::{self, SslMode};
 use crate::error::{Error, ErrorKind, Result};
-
-/// libpq waits without end by default. A backup that hangs is worse than one that fails.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to a server. It ends when the value is dropped.
 pub struct Session {
@@ -26,10 +23,11 @@ impl ConnInfo {
     ///
     /// # Errors
     /// [`Connect`](ErrorKind::Connect), [`Auth`](ErrorKind::Auth), [`NoDatabase`](ErrorKind::NoDatabase),
-    /// and [`Config`](ErrorKind::Config) for certificates that cannot be used.
+    /// [`Config`](ErrorKind::Config) for certificates that cannot be used, and [`Usage`](ErrorKind::Usage) or
+    /// [`Unsupported`](ErrorKind::Unsupported) for settings that make no sense or ask for more than there is.
     pub async fn connect(&self) -> Result<Session> {
         let wanted = Wanted::of(self)?;
-        let mut first_error = None;
+        let mut failed: Vec<Error> = Vec::new();
         // `prefer-standby` takes what there is when no standby answers.
         for wanted in wanted.passes() {
             for host in self.hosts() {
@@ -41,46 +39,77 @@ impl ConnInfo {
                 match tried.await {
                     Ok(session) => return Ok(session),
                     // libpq goes on to the next server unless this one knew the user and refused.
-                    Err(e) if matches!(e.kind(), ErrorKind::Auth | ErrorKind::NoDatabase | ErrorKind::Config) => return Err(e),
-                    Err(e) => first_error = first_error.or(Some(e)),
+                    Err(e) if matches!(e.kind(), ErrorKind::Connect | ErrorKind::ConnectionLost) => {
+                        failed.push(e);
+                    }
+                    Err(e) => return Err(e),
                 }
             }
         }
-        Err(first_error.unwrap_or_else(|| Error::internal("there is no host to connect to")))
+        if failed.len() == 1 {
+            return Err(failed.remove(0));
+        }
+        let said = |error: &Error| {
+            std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+        };
+        let mut words: Vec<String> = failed.iter().map(said).collect();
+        words.dedup();
+        Err(Error::new(ErrorKind::Connect, format!("none of {} hosts can be used", self.hosts().len()))
+            .with_hint("check hosts, ports and target_session_attrs")
+            .caused_by(words.join("; ")))
     }
 
     async fn connect_to(&self, host: &Host) -> Result<Client> {
         let mode = SslMode::of(self)?;
-        let config = self.config(host)?;
+        let config = self.config(host, mode)?;
+        let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+        // connect_timeout of tokio-postgres ends with the TCP connection; a server that accepts and says
+        // nothing must not hang a backup either.
+        let Ok(connected) = tokio::time::timeout(timeout * 2, self.negotiate(host, mode, config)).await
+        else {
+            let message = format!("the server at {host} accepts connections and says nothing");
+            return Err(
+                Error::new(ErrorKind::Connect, message).with_hint("is it PostgreSQL that listens there?")
+            );
+        };
+        connected.map_err(|refused| refused.error)
+    }
+
+    /// Connects with and without TLS, as the mode allows.
+    async fn negotiate(&self, host: &Host, mode: SslMode, config: Config) -> Result<Client, Refused> {
         if host.is_socket() || mode == SslMode::Disable {
             return self.attempt(host, config, None).await;
         }
         let encrypted = |negotiate| {
             let mut config = config.clone();
             config.ssl_mode(negotiate);
-            if self.get("sslnegotiation") == Some("direct") {
-                config.ssl_negotiation(SslNegotiation::Direct);
-            }
             config
         };
         // With `allow` and `prefer` the other way is tried where the server refuses the first one.
-        let refused = |e: &Error| matches!(e.kind(), ErrorKind::Auth | ErrorKind::Connect);
+        let refused = |e: &Refused| matches!(e.error.kind(), ErrorKind::Auth | ErrorKind::Connect);
         match mode {
             SslMode::Allow => match self.attempt(host, config.clone(), None).await {
-                Err(e) if e.kind() == ErrorKind::Auth => {
-                    self.attempt(host, encrypted(Negotiate::Require), Some(mode)).await.map_err(|_| e)
+                Err(e) if e.error.kind() == ErrorKind::Auth => {
+                    let second = self.attempt(host, encrypted(Negotiate::Require), Some(mode)).await;
+                    second.map_err(|second| e.or(second))
                 }
                 other => other,
             },
             SslMode::Prefer => match self.attempt(host, encrypted(Negotiate::Prefer), Some(mode)).await {
-                Err(e) if refused(&e) => self.attempt(host, config.clone(), None).await.map_err(|_| e),
+                Err(e) if refused(&e) => {
+                    self.attempt(host, config.clone(), None).await.map_err(|second| e.or(second))
+                }
                 other => other,
             },
             _ => self.attempt(host, encrypted(Negotiate::Require), Some(mode)).await,
         }
     }
 
-    fn config(&self, host: &Host) -> Result<Config> {
+    fn config(&self, host: &Host, mode: SslMode) -> Result<Config> {
+        let one_of = |name: &str, known: &str, given: &str| {
+            Error::new(ErrorKind::Usage, format!("{given:?} is not a value of {name}"))
+                .with_hint(format!("use {known}"))
+        };
         let mut config = Config::new();
         config.user(self.user()).dbname(self.database()).port(host.port).ssl_mode(Negotiate::Disable);
         config.application_name(self.get("application_name").unwrap_or("pgark"));
@@ -88,7 +117,8 @@ impl ConnInfo {
             _ if host.is_socket() => config.host_path(&host.name),
             Some(address) => {
                 let parsed = address.parse().map_err(|_| {
-                    Error::new(ErrorKind::Usage, format!("hostaddr {address:?} is not an address")).with_hint("use host for names")
+                    Error::new(ErrorKind::Usage, format!("hostaddr {address:?} is not an address"))
+                        .with_hint("use host for names")
                 })?;
                 config.host(&host.name).hostaddr(parsed)
             }
@@ -103,88 +133,184 @@ impl ConnInfo {
         match self.get("channel_binding") {
             Some("require") => config.channel_binding(ChannelBinding::Require),
             Some("disable") => config.channel_binding(ChannelBinding::Disable),
-            _ => config.channel_binding(ChannelBinding::Prefer),
+            None | Some("prefer") => config.channel_binding(ChannelBinding::Prefer),
+            Some(other) => return Err(one_of("channel_binding", "disable, prefer or require", other)),
         };
+        match self.get("sslnegotiation") {
+            None | Some("postgres") => {}
+            Some("direct") if mode >= SslMode::Require => {
+                config.ssl_negotiation(SslNegotiation::Direct);
+            }
+            Some("direct") => {
+                let message = "sslnegotiation=direct asks for a mode that insists on TLS";
+                return Err(Error::new(ErrorKind::Usage, message)
+                    .with_hint("add sslmode=require, verify-ca or verify-full"));
+            }
+            Some(other) => return Err(one_of("sslnegotiation", "postgres or direct", other)),
+        }
         let number = |name: &str| -> Result<Option<u64>> {
             self.get(name)
-                .map(|v| v.parse().map_err(|_| Error::new(ErrorKind::Usage, format!("{name} {v:?} is not a number"))))
+                .map(|v| {
+                    v.parse().map_err(|_| {
+                        Error::new(ErrorKind::Usage, format!("{name} {v:?} is not a number"))
+                            .with_hint("give a whole number, without a unit")
+                    })
+                })
                 .transpose()
         };
         let seconds = |n: u64| Duration::from_secs(n);
-        config.connect_timeout(number("connect_timeout")?.filter(|n| *n > 0).map_or(CONNECT_TIMEOUT, seconds));
+        config
+            .connect_timeout(number("connect_timeout")?.filter(|n| *n > 0).map_or(CONNECT_TIMEOUT, seconds));
         config.keepalives(number("keepalives")? != Some(0));
-        config.keepalives_idle(number("keepalives_idle")?.map_or(Duration::from_secs(60), seconds));
+        config.keepalives_idle(number("keepalives_idle")?.map_or(Duration::from_mins(1), seconds));
         config.keepalives_interval(number("keepalives_interval")?.map_or(Duration::from_secs(10), seconds));
-        config.keepalives_retries(number("keepalives_count")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(6));
+        config
+            .keepalives_retries(number("keepalives_count")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(6));
         if let Some(timeout) = number("tcp_user_timeout")? {
             config.tcp_user_timeout(Duration::from_millis(timeout));
         }
         Ok(config)
     }
 
-    async fn attempt(&self, host: &Host, config: Config, tls: Option<SslMode>) -> Result<Client> {
-        let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        let connect = async {
-            match tls {
-                None => {
-                    let (client, connection) = config.connect(NoTls).await.map_err(|e| self.explain(host, e))?;
-                    tokio::spawn(connection);
-                    Ok(client)
-                }
-                Some(mode) => {
-                    let connector = tls::connector(self, mode)?;
-                    let (client, connection) = config.connect(connector).await.map_err(|e| self.explain(host, e))?;
-                    tokio::spawn(connection);
-                    Ok(client)
-                }
+    async fn attempt(&self, host: &Host, config: Config, tls: Option<SslMode>) -> Result<Client, Refused> {
+        match tls {
+            None => {
+                let (client, connection) = config.connect(NoTls).await.map_err(|e| self.explain(host, e))?;
+                tokio::spawn(connection);
+                Ok(client)
             }
-        };
-        // connect_timeout of tokio-postgres ends with the TCP connection; a server that accepts and says
-        // nothing must not hang a backup either.
-        match tokio::time::timeout(timeout * 2, connect).await {
-            Ok(connected) => connected,
-            Err(_) => Err(Error::new(ErrorKind::Connect, format!("the server at {host} accepts connections and says nothing"))
-                .with_hint("is it PostgreSQL that listens there?")),
+            Some(mode) => {
+                let connector =
+                    tls::connector(self, mode).map_err(|error| Refused { at: Stage::Nothing, error })?;
+                let (client, connection) =
+                    config.connect(connector).await.map_err(|e| self.explain(host, e))?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
         }
     }
 
     /// What a failed connection means.
-    fn explain(&self, host: &Host, error: tokio_postgres::Error) -> Error {
+    fn explain(&self, host: &Host, error: tokio_postgres::Error) -> Refused {
         let (user, database) = (self.user(), self.database());
-        let new = |kind, message: String, hint: &str| Error::new(kind, message).with_hint(hint);
-        let explained = match error.code() {
-            Some(code) if *code == SqlState::INVALID_PASSWORD => {
-                new(ErrorKind::Auth, format!("the password of user {user} at {host} is wrong"), "check PGPASSWORD, ~/.pgpass or the connection settings")
-            }
-            Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-                new(ErrorKind::Auth, format!("the server at {host} does not let user {user} in"), "check the user's name, and pg_hba.conf on the server")
-            }
-            Some(code) if *code == SqlState::INVALID_CATALOG_NAME => {
-                new(ErrorKind::NoDatabase, format!("there is no database {database} at {host}"), "check the name; psql -l lists the databases")
-            }
-            Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
-                new(ErrorKind::Auth, format!("user {user} may not connect to database {database} at {host}"), "grant CONNECT on it")
-            }
-            Some(_) => new(ErrorKind::Connect, format!("the server at {host} refused the connection"), "the server's own words stand above"),
-            None => {
-                let text = format!("{error:?}").to_lowercase();
-                let message = error.to_string().to_lowercase();
-                if message.contains("password") {
-                    new(ErrorKind::Auth, format!("the server at {host} wants a password for user {user}, and none is known"), "put it into ~/.pgpass (mode 0600) or PGPASSWORD")
-                } else if message.contains("authentication") || message.contains("sasl") {
-                    new(ErrorKind::Auth, format!("user {user} and the server at {host} could not agree on how to log in"), "check channel_binding and the password")
-                } else if text.contains("certificate") || text.contains("tls") || text.contains("notsupported") {
-                    new(ErrorKind::Auth, format!("no trusted TLS connection to {host}"), "check sslmode, sslrootcert and the server's certificate")
-                } else {
-                    new(ErrorKind::Connect, format!("no server answers at {host}"), "is it running, and are host and port right?")
-                }
-            }
+        let refused = |at, kind, message: String, hint: &str| Refused {
+            at,
+            error: Error::new(kind, message).with_hint(hint),
         };
-        let words = error.as_db_error().map(|db| db.message().to_owned());
-        match words {
-            Some(words) => explained.caused_by(words),
-            None => explained.caused_by(error),
+        let Some(db) = error.as_db_error() else { return self.explain_silence(host, error) };
+        let code = db.code();
+        let mut explained = if *code == SqlState::INVALID_PASSWORD {
+            refused(
+                Stage::Login,
+                ErrorKind::Auth,
+                format!("the password of user {user} at {host} is wrong"),
+                "check PGPASSWORD, ~/.pgpass or the connection settings",
+            )
+        } else if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+            refused(
+                Stage::Server,
+                ErrorKind::Auth,
+                format!("the server at {host} does not let user {user} in"),
+                "check the user's name, and pg_hba.conf on the server",
+            )
+        } else if *code == SqlState::INVALID_CATALOG_NAME {
+            refused(
+                Stage::Database,
+                ErrorKind::NoDatabase,
+                format!("there is no database {database} at {host}"),
+                "check the name; psql -l lists the databases",
+            )
+        } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+            refused(
+                Stage::Database,
+                ErrorKind::Auth,
+                format!("user {user} may not connect to database {database} at {host}"),
+                "grant CONNECT on it",
+            )
+        } else {
+            refused(
+                Stage::Server,
+                ErrorKind::Connect,
+                format!("the server at {host} refused the connection"),
+                "the server's own words stand above",
+            )
+        };
+        explained.error = explained.error.caused_by(db.message().to_owned());
+        explained
+    }
+
+    /// What a connection means that failed without a word of the server.
+    fn explain_silence(&self, host: &Host, error: tokio_postgres::Error) -> Refused {
+        let user = self.user();
+        // The kinds of tokio-postgres are private; their words are not.
+        let kind = error.to_string();
+        let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        let (at, new) = if why == "password missing" {
+            let message = format!("the server at {host} wants a password for user {user}, and none is known");
+            let hint = "put it into ~/.pgpass (mode 0600) or PGPASSWORD";
+            return Refused { at: Stage::Login, error: Error::new(ErrorKind::Auth, message).with_hint(hint) };
+        } else if kind.starts_with("authentication") {
+            let message = format!("user {user} and the server at {host} could not agree on how to log in");
+            (
+                Stage::Login,
+                Error::new(ErrorKind::Auth, message).with_hint("check channel_binding and the password"),
+            )
+        } else if kind.contains("TLS") || is_tls(&error) {
+            let message = format!("no trusted TLS connection to {host}");
+            let hint =
+                "check sslmode, sslrootcert, the server's certificate, and the one that sslcert shows it";
+            (Stage::Tls, Error::new(ErrorKind::Auth, message).with_hint(hint))
+        } else if kind.starts_with("error connecting") || kind.starts_with("timeout") {
+            let message = format!("no server answers at {host}");
+            let hint = "is it running, and are host and port right?";
+            (Stage::Nothing, Error::new(ErrorKind::Connect, message).with_hint(hint))
+        } else if kind.contains("parsing") || kind.contains("unexpected") {
+            let message = format!("what answers at {host} is not PostgreSQL");
+            (Stage::Server, Error::new(ErrorKind::Connect, message).with_hint("are host and port right?"))
+        } else {
+            let message = format!("the server at {host} hung up");
+            let hint = "see its log; if it is not PostgreSQL that listens there, host or port are wrong";
+            (Stage::Server, Error::new(ErrorKind::Connect, message).with_hint(hint))
+        };
+        Refused { at, error: new.caused_by(error) }
+    }
+}
+
+/// Whether TLS itself ended a connection: a server may refuse a certificate only after the handshake.
+fn is_tls(error: &tokio_postgres::Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if cause.is::<rustls::Error>()
+            || inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+        {
+            return true;
         }
+        next = cause.source();
+    }
+    false
+}
+
+/// How far an attempt got.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Nothing,
+    Server,
+    Tls,
+    Login,
+    Database,
+}
+
+/// A failed attempt to connect.
+struct Refused {
+    at: Stage,
+    error: Error,
+}
+
+impl Refused {
+    /// Of two attempts with the same server the one that got further tells more.
+    fn or(self, second: Self) -> Self {
+        if second.at > self.at { second } else { self }
     }
 }
 
@@ -209,8 +335,11 @@ impl Wanted {
             Some("standby") => Self::Standby,
             Some("prefer-standby") => Self::PreferStandby,
             Some(other) => {
-                return Err(Error::new(ErrorKind::Usage, format!("{other:?} is not one of the target_session_attrs"))
-                    .with_hint("use any, read-write, read-only, primary, standby or prefer-standby"));
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("{other:?} is not one of the target_session_attrs"),
+                )
+                .with_hint("use any, read-write, read-only, primary, standby or prefer-standby"));
             }
         })
     }
@@ -222,15 +351,25 @@ impl Wanted {
     async fn check(self, session: &Session) -> Result<()> {
         let sql = match self {
             Self::Any | Self::PreferStandby => return Ok(()),
-            Self::ReadWrite => "SELECT NOT (pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool)",
-            Self::ReadOnly => "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool",
+            Self::ReadWrite => {
+                "SELECT NOT (pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool)"
+            }
+            Self::ReadOnly => {
+                "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool"
+            }
             Self::Primary => "SELECT NOT pg_is_in_recovery()",
             Self::Standby => "SELECT pg_is_in_recovery()",
         };
         if session.value(sql).await?.as_deref() == Some("t") {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Connect, "no server is of the kind that target_session_attrs asks for"))
+        let wanted = session.info().get("target_session_attrs").unwrap_or_default();
+        let host = &session.info().hosts()[0];
+        Err(Error::new(
+            ErrorKind::Connect,
+            format!("the server at {host} is not what target_session_attrs={wanted} asks for"),
+        )
+        .with_hint("name a server that is, or leave target_session_attrs out"))
     }
 }
 
@@ -264,7 +403,8 @@ impl Session {
     /// # Errors
     /// [`Unsupported`](ErrorKind::Unsupported) where it is older than pgark works with.
     pub async fn server_version(&self) -> Result<(u32, String)> {
-        let number = self.value("SHOW server_version_num").await?.and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
+        let number =
+            self.value("SHOW server_version_num").await?.and_then(|v| v.parse::<u32>().ok()).unwrap_or(0);
         let text = self.value("SHOW server_version").await?.unwrap_or_default();
         let version = text.split_whitespace().next().unwrap_or_default().to_owned();
         let major = number / 10_000;
@@ -277,7 +417,8 @@ impl Session {
 
     fn failed(&self, error: &tokio_postgres::Error) -> Error {
         let lost = |why: &str| {
-            Error::new(ErrorKind::ConnectionLost, why.to_owned()).with_hint("see the server's log for why it ended the session")
+            Error::new(ErrorKind::ConnectionLost, why.to_owned())
+                .with_hint("see the server's log for why it ended the session")
         };
         let Some(db) = error.as_db_error() else {
             return lost("the server closed the connection").caused_by(error.to_string());
@@ -307,5 +448,9 @@ pub fn quote_identifier(name: &str) -> String {
 /// A text as SQL, whatever `standard_conforming_strings` says.
 pub fn quote_literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+    if quoted.contains('\\') {
+        format!(" E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
+    }
 }

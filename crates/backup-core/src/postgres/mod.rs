@@ -6,6 +6,7 @@ mod process;
 mod temp_server;
 mod tls;
 mod tools;
+mod x509;
 
 pub use client::{Session, quote_identifier, quote_literal};
 pub use conninfo::{ConnInfo, Environment, Host};

@@ -2,7 +2,9 @@
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
@@ -14,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Lines of the tool's own words that are kept.
 const KEPT_LINES: usize = 200;
+/// How long a tool may take to end when it is asked to.
+const TIME_TO_END: Duration = Duration::from_secs(2);
 /// More than that of one line is cut.
 const LINE_LIMIT: u64 = 4096;
 
@@ -37,10 +41,11 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(run: Run<'_>) -> Result<Self> {
-        let name = run.tool.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Run { tool, args, connection, stdin, stdout } = run;
+        let name = tool.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let piped = |yes| if yes { Stdio::piped() } else { Stdio::null() };
-        let mut command = Command::new(&run.tool.path);
-        command.args(&run.args).stdin(piped(run.stdin)).stdout(piped(run.stdout)).stderr(Stdio::piped());
+        let mut command = Command::new(&tool.path);
+        command.args(args).stdin(piped(stdin)).stdout(piped(stdout)).stderr(Stdio::piped());
         // Its words are read, so they come in one language; and it connects as it is told, not as this
         // process's environment would have it.
         command.env("LC_ALL", "C").env_remove("LANGUAGE").kill_on_drop(true);
@@ -49,13 +54,13 @@ impl Process {
                 command.env_remove(variable);
             }
         }
-        if let Some(connection) = run.connection {
+        if let Some(connection) = connection {
             command.envs(connection.tool_environment()?).env("PGAPPNAME", "pgark");
         }
         let mut child = command.spawn().map_err(|e| {
             let full = e.kind() == std::io::ErrorKind::NotFound;
             let kind = if full { ErrorKind::ToolMissing } else { ErrorKind::ToolFailed };
-            Error::new(kind, format!("{} cannot be started", run.tool.path.display())).caused_by(e)
+            Error::new(kind, format!("{} cannot be started", tool.path.display())).caused_by(e)
         })?;
         let stderr = child.stderr.take().ok_or_else(|| Error::internal("a tool without standard error"))?;
         let words = Arc::new(Mutex::new(Vec::new()));
@@ -94,7 +99,7 @@ impl Process {
             status = self.child.wait() => status.map_err(|e| Error::io(format!("waiting for {}", self.name), e))?,
         };
         // Its children may keep standard error open; what it said itself is there by now.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), &mut self.reader).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), &mut self.reader).await;
         let words = std::mem::take(&mut *self.words.lock().unwrap_or_else(PoisonError::into_inner));
         if status.success() {
             return Ok(words);
@@ -102,10 +107,18 @@ impl Process {
         Err(self.explain(status, &words))
     }
 
-    /// Ends it now.
+    /// Ends it. Asked to end, `pg_dump` and `pg_restore` tell the server to stop as well (`sigTermHandler` in
+    /// parallel.c, PostgreSQL 18); killed at once they leave a session behind that may wait for a lock for days.
     pub(crate) async fn kill(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill().await;
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let ended = async {
+            // It may have ended by itself.
+            let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
+            let _ = self.child.wait().await;
+        };
+        if tokio::time::timeout(TIME_TO_END, ended).await.is_err() {
+            let _ = self.child.kill().await;
+        }
         self.reader.abort();
     }
 
@@ -113,14 +126,26 @@ impl Process {
         use std::os::unix::process::ExitStatusExt;
         let name = &self.name;
         if let Some(signal) = status.signal() {
-            let hint = if signal == 9 { "the kernel does that when memory runs out: see dmesg" } else { "see the server's log" };
-            return Error::new(ErrorKind::ToolFailed, format!("{name} was killed by signal {signal}")).with_hint(hint);
+            let hint = if signal == 9 {
+                "the kernel does that when memory runs out: see dmesg"
+            } else {
+                "see the server's log"
+            };
+            return Error::new(ErrorKind::ToolFailed, format!("{name} was killed by signal {signal}"))
+                .with_hint(hint);
         }
         let said = words.iter().find(|w| w.contains("error:")).or(words.last());
         let said = said.map_or("nothing", |w| w.rsplit_once("error: ").map_or(w.as_str(), |(_, said)| said));
         let all = words.join("\n");
         let has = |needles: &[&str]| needles.iter().any(|n| all.contains(n));
-        let (kind, hint) = if has(&["server closed the connection", "terminating connection", "connection to server was lost", "could not receive data from server", "SSL SYSCALL error", "no connection to the server"]) {
+        let (kind, hint) = if has(&[
+            "server closed the connection",
+            "terminating connection",
+            "connection to server was lost",
+            "could not receive data from server",
+            "SSL SYSCALL error",
+            "no connection to the server",
+        ]) {
             (ErrorKind::ConnectionLost, "the server went away: see its log")
         } else if has(&["password authentication failed", "no password supplied"]) {
             (ErrorKind::Auth, "check PGPASSWORD, ~/.pgpass or the connection settings")
@@ -129,7 +154,10 @@ impl Process {
         } else if has(&["connection to server"]) {
             (ErrorKind::Connect, "is the server running, and are host and port right?")
         } else if has(&["permission denied"]) {
-            (ErrorKind::Database, "the user must be allowed to read everything that is backed up: a superuser, the owner, or a member of pg_read_all_data")
+            (
+                ErrorKind::Database,
+                "the user must be allowed to read everything that is backed up: a superuser, the owner, or a member of pg_read_all_data",
+            )
         } else {
             (ErrorKind::ToolFailed, "the tool's own words stand above")
         };

@@ -21,7 +21,7 @@ pub struct TempServerOptions {
     pub major: u32,
     /// Lines for postgresql.conf.
     pub settings: Vec<String>,
-    /// Lines of pg_hba.conf that come before "local all all trust".
+    /// Lines of `pg_hba.conf` that come before "local all all trust".
     pub hba: Vec<String>,
     /// Files for the data folder: name and contents, mode 0600.
     pub files: Vec<(String, String)>,
@@ -55,8 +55,13 @@ impl TempServer {
         let parent = options.parent.clone().unwrap_or_else(std::env::temp_dir);
         let io = |e| Error::io("making a throwaway server", e);
         let folder = tempfile::Builder::new().prefix("pgark-pg-").tempdir_in(parent).map_err(io)?;
-        let server =
-            Self { folder: Some(folder), bin, owner, port: options.port.unwrap_or(5432), major: initdb.major };
+        let server = Self {
+            folder: Some(folder),
+            bin,
+            owner,
+            port: options.port.unwrap_or(5432),
+            major: initdb.major,
+        };
         std::fs::create_dir(server.data()).map_err(io)?;
         if let Some((uid, gid)) = owner {
             for path in [server.folder().to_owned(), server.data()] {
@@ -64,7 +69,10 @@ impl TempServer {
             }
         }
         let data = server.data().display().to_string();
-        server.run("initdb", &["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"])?;
+        server.run(
+            "initdb",
+            &["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+        )?;
         server.configure(options).map_err(io)?;
         server.start_again()?;
         Ok(server)
@@ -174,7 +182,8 @@ impl TempServer {
         }
         let mut said = String::new();
         let mut output = output;
-        let _ = std::io::Seek::rewind(&mut output).and_then(|()| std::io::Read::read_to_string(&mut output, &mut said));
+        let _ = std::io::Seek::rewind(&mut output)
+            .and_then(|()| std::io::Read::read_to_string(&mut output, &mut said));
         Err(Error::new(ErrorKind::ToolFailed, format!("{program} failed")).caused_by(said))
     }
 }

@@ -39,7 +39,8 @@ impl Tools {
     /// # Errors
     /// [`ToolMissing`](ErrorKind::ToolMissing), naming the package to install.
     pub fn find(&self, program: &str, major: u32) -> Result<Tool> {
-        let found: Vec<Tool> = self.folders().iter().filter_map(|folder| probe(&folder.join(program))).collect();
+        let found: Vec<Tool> =
+            self.folders().iter().filter_map(|folder| probe(&folder.join(program))).collect();
         let newest = found.iter().map(|t| t.major).max();
         if let Some(tool) = found.into_iter().filter(|t| t.major >= major).min_by_key(|t| t.major) {
             return Ok(tool);
@@ -72,7 +73,9 @@ impl Tools {
             let Ok(entries) = std::fs::read_dir(root) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let versioned = name.starts_with("pgsql-") || name.starts_with("postgresql@") || name.parse::<u32>().is_ok();
+                let versioned = name.starts_with("pgsql-")
+                    || name.starts_with("postgresql@")
+                    || name.parse::<u32>().is_ok();
                 if versioned {
                     folders.push(entry.path().join(bin));
                 }

@@ -69,7 +69,8 @@ impl Catalog {
         let known_abandoned: BTreeSet<BackupId> = known_abandoned.into_iter().collect();
         let mut unknown = Vec::new();
         let mut there = BTreeSet::new();
-        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), horizon.as_deref()).await? {
+        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), horizon.as_deref()).await?
+        {
             // What has no name of ours is not ours to judge.
             let (Entry::Folder(_), Ok(id)) = (&entry, entry.name().parse::<BackupId>()) else { continue };
             there.insert(id.clone());
@@ -80,9 +81,13 @@ impl Catalog {
             }
         }
         // Whatever the horizon does not cover and is gone was deleted after the index was written.
-        catalog.backups.retain(|id, _| horizon.as_deref().is_some_and(|h| id.as_str() <= h) || there.contains(id));
+        catalog
+            .backups
+            .retain(|id, _| horizon.as_deref().is_some_and(|h| id.as_str() <= h) || there.contains(id));
         let records: Vec<(BackupId, Option<BackupRecord>)> = futures::stream::iter(unknown)
-            .map(|id| async move { repository.record_if_there(cluster, &id).await.map(|record| (id, record)) })
+            .map(
+                |id| async move { repository.record_if_there(cluster, &id).await.map(|record| (id, record)) },
+            )
             .buffer_unordered(READS)
             .try_collect()
             .await?;
@@ -106,9 +111,11 @@ impl Catalog {
         &self.cluster
     }
 
-    /// The backups, oldest first.
+    /// The backups, oldest first. Ids count whole seconds, so the records' own times decide within one.
     pub fn backups(&self) -> impl DoubleEndedIterator<Item = &BackupSummary> + ExactSizeIterator {
-        self.backups.values()
+        let mut sorted: Vec<&BackupSummary> = self.backups.values().collect();
+        sorted.sort_by_key(|b| (b.started, &b.id));
+        sorted.into_iter()
     }
 
     /// Runs without a record, oldest first.
@@ -127,10 +134,14 @@ impl Catalog {
     /// [`BackupNotFound`](ErrorKind::BackupNotFound)
     pub fn find(&self, wanted: &str) -> Result<&BackupSummary> {
         let missing = |message: String| {
-            Error::new(ErrorKind::BackupNotFound, message).with_hint("pgark list shows the backups that there are")
+            Error::new(ErrorKind::BackupNotFound, message)
+                .with_hint("pgark list shows the backups that there are")
         };
         if wanted == "latest" {
-            return self.backups().next_back().ok_or_else(|| missing(format!("there is no backup of {}", self.cluster)));
+            return self
+                .backups()
+                .next_back()
+                .ok_or_else(|| missing(format!("there is no backup of {}", self.cluster)));
         }
         let mut found = self.backups().filter(|b| !wanted.is_empty() && b.id.as_str().starts_with(wanted));
         match (found.next(), found.next()) {
@@ -172,7 +183,10 @@ impl Catalog {
 }
 
 /// The newest index that can be read, and the keys of all that there are.
-async fn newest_index(repository: &Repository, cluster: &ClusterName) -> Result<(Option<Index>, Vec<String>)> {
+async fn newest_index(
+    repository: &Repository,
+    cluster: &ClusterName,
+) -> Result<(Option<Index>, Vec<String>)> {
     let store = &**repository.store();
     let mut found: Vec<Meta> = list_sorted(store, &layout::index(cluster), None)
         .await?

@@ -44,7 +44,11 @@ impl BackupId {
 
     fn time_of(text: &str) -> Option<Timestamp> {
         let time = text.get(..16)?;
-        jiff::civil::DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok().map(|z| z.timestamp())
+        jiff::civil::DateTime::strptime(TIME_FORMAT, time)
+            .ok()?
+            .to_zoned(TimeZone::UTC)
+            .ok()
+            .map(|z| z.timestamp())
     }
 }
 
@@ -56,7 +60,8 @@ impl FromStr for BackupId {
         let well_formed = pieces.next().is_some_and(|time| time.len() == 16 && Self::time_of(text).is_some())
             && pieces.next().is_some_and(is_word)
             && pieces.next().is_some_and(|tail| {
-                (4..=16).contains(&tail.len()) && tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+                (4..=16).contains(&tail.len())
+                    && tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
             });
         if well_formed {
             return Ok(Self(text.to_owned()));
@@ -156,7 +161,14 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_refused() {
-        for text in ["", "latest", "../x", "20261121T020000Z-Full-k7qd", "20261121T020000Z-full-", "20261321T020000Z-full-k7qd"] {
+        for text in [
+            "",
+            "latest",
+            "../x",
+            "20261121T020000Z-Full-k7qd",
+            "20261121T020000Z-full-",
+            "20261321T020000Z-full-k7qd",
+        ] {
             assert!(text.parse::<BackupId>().is_err(), "{text}");
         }
         for text in ["", "a/b", "..", "-x", "é"] {

@@ -39,7 +39,9 @@ impl Repository {
     /// The identity that a cluster has in the repository.
     pub async fn identity(&self, cluster: &ClusterName) -> Result<Option<ClusterIdentity>> {
         let store = &**self.store();
-        let Some(newest) = list_sorted(store, &layout::identity(cluster), None).await?.pop() else { return Ok(None) };
+        let Some(newest) = list_sorted(store, &layout::identity(cluster), None).await?.pop() else {
+            return Ok(None);
+        };
         let key = format!("{}/{}", layout::identity(cluster), newest.name());
         let body = read_whole(store, &key, 1 << 20).await?;
         from_json(&body, &key).map(Some)
@@ -53,7 +55,9 @@ impl Repository {
     ) -> Result<Option<ClusterIdentity>> {
         let text = |name: &str| source.get(name).and_then(Value::as_str);
         // Without the privilege to ask, nobody knows which one it is.
-        let (Some(system_identifier), Some(server_version)) = (text("system_identifier"), text("server_version")) else {
+        let (Some(system_identifier), Some(server_version)) =
+            (text("system_identifier"), text("server_version"))
+        else {
             return Ok(None);
         };
         let before = self.identity(cluster).await?;

@@ -25,7 +25,8 @@ pub struct Rotated {
 /// Names of the wrapped keys of a backup; the one that counts comes last.
 async fn key_names(repository: &Repository, folder: &str) -> Result<Vec<String>> {
     let entries = list_sorted(&**repository.store(), folder, None).await?;
-    let mut names: Vec<String> = entries.iter().map(|e| e.name().to_owned()).filter(|n| layout::is_key(n)).collect();
+    let mut names: Vec<String> =
+        entries.iter().map(|e| e.name().to_owned()).filter(|n| layout::is_key(n)).collect();
     // The first one of a backup, `key.age`, is older than any with a ULID.
     names.sort_by_key(|name| (name.starts_with("key-"), name.clone()));
     Ok(names)
@@ -56,16 +57,23 @@ pub(crate) async fn open_cipher(
 ) -> Result<Option<Arc<dyn Cipher>>> {
     let Some(encryption) = &record.encryption else { return Ok(None) };
     let Some(encryptor) = encryptor else {
-        return Err(Error::new(ErrorKind::KeyMissing, format!("backup {} is encrypted, and no key was given", record.id))
-            .with_hint("give --identity FILE, or --passphrase-file FILE"));
+        return Err(Error::new(
+            ErrorKind::KeyMissing,
+            format!("backup {} is encrypted, and no key was given", record.id),
+        )
+        .with_hint("give --identity FILE, or --passphrase-file FILE"));
     };
     if encryptor.name() != encryption.method {
-        let message = format!("backup {} is encrypted with {}, not {}", record.id, encryption.method, encryptor.name());
+        let message =
+            format!("backup {} is encrypted with {}, not {}", record.id, encryption.method, encryptor.name());
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let folder = layout::backup(&record.cluster, &record.id);
     let Some(name) = key_names(repository, &folder).await?.pop() else {
-        return Err(Error::new(ErrorKind::ObjectMissing, format!("the key of backup {} is missing", record.id)));
+        return Err(Error::new(
+            ErrorKind::ObjectMissing,
+            format!("the key of backup {} is missing", record.id),
+        ));
     };
     let wrapped = read_whole(&**repository.store(), &format!("{folder}/{name}"), KEY_LIMIT).await?;
     let encryptor = Arc::clone(encryptor);
@@ -95,6 +103,7 @@ pub async fn rotate_key(
     }
     let keys: Vec<String> = outdated.iter().map(|name| format!("{folder}/{name}")).collect();
     let deleted = store.delete(&keys).await;
-    let remaining = outdated.into_iter().zip(deleted).filter(|(_, r)| r.is_err()).map(|(name, _)| name).collect();
+    let remaining =
+        outdated.into_iter().zip(deleted).filter(|(_, r)| r.is_err()).map(|(name, _)| name).collect();
     Ok(Rotated { created, remaining })
 }

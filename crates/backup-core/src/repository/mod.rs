@@ -17,15 +17,15 @@ mod run;
 mod sweep;
 
 pub use catalog::{Catalog, Unfinished};
+pub(crate) use contents::{open_contents, seal_contents};
 pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
-pub(crate) use contents::{open_contents, seal_contents};
 pub(crate) use keys::{has_key, open_cipher};
 pub use open::{Abilities, FORMAT, Repository};
 pub use record::{
-    BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents, PartRecord,
-    Started, State, Tool,
+    BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents,
+    PartRecord, Started, State, Tool,
 };
 pub(crate) use run::Run;
 pub use sweep::{DEFAULT_GRACE, Swept};

@@ -58,8 +58,11 @@ impl Repository {
     /// the store.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self> {
         let Some(body) = read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? else {
-            return Err(Error::new(ErrorKind::NotARepository, format!("there is no repository at {}", store.location()))
-                .with_hint("check the URL; pgark init makes one"));
+            return Err(Error::new(
+                ErrorKind::NotARepository,
+                format!("there is no repository at {}", store.location()),
+            )
+            .with_hint("check the URL; pgark init makes one"));
         };
         Self::from_marker(store, &body)
     }
@@ -79,8 +82,11 @@ impl Repository {
         let location = store.location().to_owned();
         // Another host may be probing the same place at this moment.
         if let Some(entry) = list_sorted(&*store, "", None).await?.iter().find(|e| e.name() != PROBES) {
-            return Err(Error::new(ErrorKind::Conflict, format!("{location} is not empty, and no repository: it holds {:?}", entry.name()))
-                .with_hint("give an empty place, or a folder in it that does not exist yet"));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{location} is not empty, and no repository: it holds {:?}", entry.name()),
+            )
+            .with_hint("give an empty place, or a folder in it that does not exist yet"));
         }
         let abilities = probe(&*store).await?;
         let marker = Marker {
@@ -130,18 +136,28 @@ impl Repository {
         };
         let record = self.record_if_there(cluster, id).await?.ok_or_else(missing)?;
         if record.state == super::State::Abandoned {
-            return Err(Error::new(ErrorKind::BackupNotFound, format!("the run {id} was given up and left no backup"))
-                .with_hint("pgark list shows the backups that there are"));
+            return Err(Error::new(
+                ErrorKind::BackupNotFound,
+                format!("the run {id} was given up and left no backup"),
+            )
+            .with_hint("pgark list shows the backups that there are"));
         }
         Ok(record)
     }
 
-    pub(super) async fn record_if_there(&self, cluster: &ClusterName, id: &BackupId) -> Result<Option<BackupRecord>> {
+    pub(super) async fn record_if_there(
+        &self,
+        cluster: &ClusterName,
+        id: &BackupId,
+    ) -> Result<Option<BackupRecord>> {
         let key = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
         let Some(body) = read_if_there(&*self.store, &key, RECORD_LIMIT).await? else { return Ok(None) };
         let record: BackupRecord = from_json(&body, &key)?;
         if record.id != *id || record.cluster != *cluster {
-            return Err(Error::new(ErrorKind::Integrity, format!("{key} is the record of another backup, {}", record.id)));
+            return Err(Error::new(
+                ErrorKind::Integrity,
+                format!("{key} is the record of another backup, {}", record.id),
+            ));
         }
         Ok(Some(record))
     }

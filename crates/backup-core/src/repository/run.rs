@@ -9,7 +9,8 @@ use ulid::Ulid;
 use super::layout;
 use super::record::to_json;
 use super::{
-    BackupId, BackupRecord, BackupSummary, ClusterName, Digest, FORMAT, ObjectRecord, Repository, Started, State, Tool,
+    BackupId, BackupRecord, BackupSummary, ClusterName, Digest, FORMAT, ObjectRecord, Repository, Started,
+    State, Tool,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Created, Entry, Meta, Store, list_sorted};
@@ -35,7 +36,14 @@ impl Run {
         let host = host_name();
         loop {
             let id = BackupId::new(started, kind, Ulid::generate().random())?;
-            let run = Self { repository: repository.clone(), cluster: cluster.clone(), id, started, host: host.clone(), commit_tried: AtomicBool::new(false) };
+            let run = Self {
+                repository: repository.clone(),
+                cluster: cluster.clone(),
+                id,
+                started,
+                host: host.clone(),
+                commit_tried: AtomicBool::new(false),
+            };
             let announcement = Started {
                 format: FORMAT,
                 id: run.id.clone(),
@@ -54,7 +62,9 @@ impl Run {
             if by_store.duration_since(started).abs() > CLOCK_TOLERANCE {
                 run.give_up().await;
                 let message = format!("this host's clock says {started:.0}, the store's says {by_store:.0}");
-                return Err(Error::new(ErrorKind::ClockSkew, message).with_hint("set the clock (NTP) and try again"));
+                return Err(
+                    Error::new(ErrorKind::ClockSkew, message).with_hint("set the clock (NTP) and try again")
+                );
             }
             return Ok(run);
         }
@@ -70,12 +80,14 @@ impl Run {
 
     /// Creates a small object of the backup.
     pub(crate) async fn create(&self, name: &str, body: Bytes) -> Result<ObjectRecord> {
-        let object = ObjectRecord { key: name.to_owned(), bytes: body.len() as u64, blake3: Digest::of(&body) };
+        let object =
+            ObjectRecord { key: name.to_owned(), bytes: body.len() as u64, blake3: Digest::of(&body) };
         match self.store().create(&format!("{}/{name}", self.folder()), body).await? {
             Created::New | Created::Same => Ok(object),
-            Created::Other => {
-                Err(Error::new(ErrorKind::Conflict, format!("{name} of this run was written by somebody else")))
-            }
+            Created::Other => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{name} of this run was written by somebody else"),
+            )),
         }
     }
 

@@ -9,7 +9,7 @@ use super::{BackupId, Catalog, Repository, layout};
 use crate::error::Result;
 
 /// How long a run may store nothing before it counts as dead.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(24 * 3600);
+pub const DEFAULT_GRACE: Duration = Duration::from_hours(24);
 
 /// What a sweep did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

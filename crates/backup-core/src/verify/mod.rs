@@ -7,8 +7,8 @@ use futures::StreamExt;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::dumper::PartSource;
 use crate::compressor::Compressor;
+use crate::dumper::PartSource;
 use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
@@ -123,7 +123,11 @@ async fn stored(
         && !has_key(repository, record).await?
     {
         let what = format!("{folder}/{}", layout::key(&encryption.method));
-        report.findings.push(Finding { what, missing: true, why: "without its key nobody can read the backup".to_owned() });
+        report.findings.push(Finding {
+            what,
+            missing: true,
+            why: "without its key nobody can read the backup".to_owned(),
+        });
     }
     let reading = Reading::new(None, options.jobs, options.pool.clone(), options.observer.clone())?;
     let totals = Totals::default();
@@ -147,8 +151,12 @@ async fn raw(
     report: &mut Report,
 ) -> Result<()> {
     let totals = Arc::new(Totals::default());
-    let mut reading =
-        Reading::new(options.encryptor.clone(), options.jobs, options.pool.clone(), options.observer.clone())?;
+    let mut reading = Reading::new(
+        options.encryptor.clone(),
+        options.jobs,
+        options.pool.clone(),
+        options.observer.clone(),
+    )?;
     reading.compressor.clone_from(&options.compressor);
     let folder = layout::backup(&record.cluster, &record.id);
     let opened = match reading.cipher(repository, record).await {

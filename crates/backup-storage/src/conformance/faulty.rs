@@ -105,7 +105,9 @@ impl<T: Transport> Transport for Faulty<T> {
         self.before(&format!("get {key} {start}")).await?;
         let got = self.inner.get(key, start, end).await?;
         match self.fault() {
-            Some(Fault::CutReads { silently }) if self.count(format!("cut {key} {start}")) == 0 && got.bytes > 1 => {
+            Some(Fault::CutReads { silently })
+                if self.count(format!("cut {key} {start}")) == 0 && got.bytes > 1 =>
+            {
                 let half = got.bytes / 2;
                 let first = self.inner.get(key, start, Some(start + half)).await?.body;
                 let end = futures::stream::iter((!silently).then(|| Err(unavailable())));

@@ -46,13 +46,18 @@ pub async fn check_with(store: Arc<dyn Store>, allowed: Allowances) {
     deletes(&*store).await;
 }
 
+/// Bytes that look random. They repeat after a length that is prime, so that no two chunks are alike.
 fn bytes(seed: u8, len: usize) -> Bytes {
+    const PERIOD: usize = 65_521;
     let mut state = u32::from(seed) + 1;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state.to_be_bytes()[0]
     };
-    (0..len).map(|_| next()).collect()
+    let period: Vec<u8> = (0..len.min(PERIOD)).map(|_| next()).collect();
+    let mut bytes = period.repeat(len.div_ceil(PERIOD).max(1));
+    bytes.truncate(len);
+    bytes.into()
 }
 
 /// Whether the answer to a create says that it made the object.
@@ -62,14 +67,38 @@ fn made(created: Created, allowed: Allowances) -> bool {
 
 async fn creates(store: &dyn Store, allowed: Allowances) {
     assert!(made(store.create("a/one.json", bytes(1, 100)).await.unwrap(), allowed), "a new object is new");
-    assert_eq!(store.create("a/one.json", bytes(1, 100)).await.unwrap(), Created::Same, "the same bytes again are the same");
-    assert_eq!(store.create("a/one.json", bytes(2, 100)).await.unwrap(), Created::Other, "other bytes are refused");
-    assert_eq!(store.create("a/one.json", bytes(1, 99)).await.unwrap(), Created::Other, "a beginning is something else");
-    assert_eq!(store.create("a/one.json", bytes(1, 101)).await.unwrap(), Created::Other, "more is something else");
-    assert_eq!(read_whole(store, "a/one.json", 1000).await.unwrap(), bytes(1, 100), "and nothing was overwritten");
+    assert_eq!(
+        store.create("a/one.json", bytes(1, 100)).await.unwrap(),
+        Created::Same,
+        "the same bytes again are the same"
+    );
+    assert_eq!(
+        store.create("a/one.json", bytes(2, 100)).await.unwrap(),
+        Created::Other,
+        "other bytes are refused"
+    );
+    assert_eq!(
+        store.create("a/one.json", bytes(1, 99)).await.unwrap(),
+        Created::Other,
+        "a beginning is something else"
+    );
+    assert_eq!(
+        store.create("a/one.json", bytes(1, 101)).await.unwrap(),
+        Created::Other,
+        "more is something else"
+    );
+    assert_eq!(
+        read_whole(store, "a/one.json", 1000).await.unwrap(),
+        bytes(1, 100),
+        "and nothing was overwritten"
+    );
     assert!(made(store.create("a/empty", Bytes::new()).await.unwrap(), allowed), "an object may be empty");
     assert_eq!(store.create("a/empty", Bytes::new()).await.unwrap(), Created::Same);
-    assert_eq!(read_whole(store, "a/empty", 10).await.unwrap(), Bytes::new(), "an empty object is read as one");
+    assert_eq!(
+        read_whole(store, "a/empty", 10).await.unwrap(),
+        Bytes::new(),
+        "an empty object is read as one"
+    );
     let meta = store.head("a/one.json").await.unwrap();
     assert_eq!((meta.key.as_str(), meta.bytes), ("a/one.json", 100));
     for missing in ["a/two", "a/one", "b/one.json", "a", "a/one.json/x"] {
@@ -114,8 +143,10 @@ async fn ranges(store: &dyn Store) {
     let whole = read_whole(store, "up/four", 1 << 30).await.unwrap();
     let length = whole.len() as u64;
     for range in [0..1, 0..length, 5..5, length - 10..length, CHUNK as u64 - 3..CHUNK as u64 + 3] {
-        let read: Vec<Bytes> = store.read("up/four", Some(range.clone())).await.unwrap().try_collect().await.unwrap();
-        let (start, end) = (usize::try_from(range.start).unwrap_or(0), usize::try_from(range.end).unwrap_or(0));
+        let read: Vec<Bytes> =
+            store.read("up/four", Some(range.clone())).await.unwrap().try_collect().await.unwrap();
+        let (start, end) =
+            (usize::try_from(range.start).unwrap_or(0), usize::try_from(range.end).unwrap_or(0));
         assert!(read.concat() == whole[start..end], "the range {range:?}");
     }
     let beyond = async {
@@ -135,16 +166,30 @@ async fn listings(store: &dyn Store) {
     let all = list_sorted(store, "list", None).await.unwrap();
     assert_eq!(names(&all), ["0", "1", "2", "3", "4", "file-0", "file-1", "file-2", "file-3", "file-4"]);
     assert_eq!(all[1], Entry::Folder("list/1".into()), "folders have keys without a slash at the end");
-    assert!(matches!(&all[8], Entry::Object(m) if m.key == "list/file-3" && m.bytes == 3), "objects have their length");
+    assert!(
+        matches!(&all[8], Entry::Object(m) if m.key == "list/file-3" && m.bytes == 3),
+        "objects have their length"
+    );
     let after = list_sorted(store, "list", Some("3")).await.unwrap();
-    assert_eq!(names(&after), ["4", "file-0", "file-1", "file-2", "file-3", "file-4"], "a listing begins after a name");
+    assert_eq!(
+        names(&after),
+        ["4", "file-0", "file-1", "file-2", "file-3", "file-4"],
+        "a listing begins after a name"
+    );
     let after = list_sorted(store, "list", Some("file-2x")).await.unwrap();
     assert_eq!(names(&after), ["file-3", "file-4"]);
     assert!(list_sorted(store, "list", Some("zzz")).await.unwrap().is_empty());
-    assert!(list_sorted(store, "nothing/here", None).await.unwrap().is_empty(), "a folder that is not there is empty");
+    assert!(
+        list_sorted(store, "nothing/here", None).await.unwrap().is_empty(),
+        "a folder that is not there is empty"
+    );
     assert!(list_sorted(store, "list/file-1", None).await.unwrap().is_empty(), "an object is no folder");
     assert!(list_sorted(store, "lis", None).await.unwrap().is_empty(), "a folder is a whole name");
-    assert_eq!(names(&list_sorted(store, "", None).await.unwrap()), ["a", "list", "list-beside", "up"], "the root");
+    assert_eq!(
+        names(&list_sorted(store, "", None).await.unwrap()),
+        ["a", "list", "list-beside", "up"],
+        "the root"
+    );
 }
 
 async fn one_of_many_creators_wins(store: &Arc<dyn Store>, allowed: Allowances) {
@@ -169,10 +214,16 @@ async fn one_of_many_creators_wins(store: &Arc<dyn Store>, allowed: Allowances) 
 
 async fn deletes(store: &dyn Store) {
     let results = store.delete(&["a/one.json".to_owned(), "a/never-was".to_owned()]).await;
-    assert!(results.len() == 2 && results.iter().all(Result::is_ok), "an absent object is deleted already: {results:?}");
+    assert!(
+        results.len() == 2 && results.iter().all(Result::is_ok),
+        "an absent object is deleted already: {results:?}"
+    );
     assert!(store.head("a/one.json").await.is_err(), "a deleted object is gone");
     let results = store.delete(&["list".to_owned(), "a/empty/x".to_owned()]).await;
-    assert!(results.iter().all(Result::is_ok), "a folder is no object, and below an object is none: {results:?}");
+    assert!(
+        results.iter().all(Result::is_ok),
+        "a folder is no object, and below an object is none: {results:?}"
+    );
     assert!(store.head("a/empty").await.is_ok() && store.head("list/file-1").await.is_ok(), "both stay");
     let mut folders = vec![String::new()];
     let mut keys = Vec::new();

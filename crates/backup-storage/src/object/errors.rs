@@ -14,7 +14,13 @@ pub(crate) fn not_configured(error: object_store::Error) -> Error {
 
 /// Refusals that another try may overcome: too many requests, and bodies that were lost or changed on their way.
 /// Those with a code are S3's, under the status 400.
-const COME_BACK: &[&str] = &["status code: 408", "status code: 429", "<Code>RequestTimeout<", "<Code>IncompleteBody<", "<Code>BadDigest<"];
+const COME_BACK: &[&str] = &[
+    "status code: 408",
+    "status code: 429",
+    "<Code>RequestTimeout<",
+    "<Code>IncompleteBody<",
+    "<Code>BadDigest<",
+];
 
 pub(super) fn classify(key: &str, error: object_store::Error) -> Error {
     use object_store::Error as E;
@@ -22,11 +28,33 @@ pub(super) fn classify(key: &str, error: object_store::Error) -> Error {
     let has = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
     let new = |kind, message: String, hint: &str| Error::new(kind, message).with_hint(hint);
     let explained = if has(&["NoSuchBucket", "ContainerNotFound", "specified bucket does not exist"]) {
-        new(ErrorKind::BucketMissing, "the bucket or container does not exist".into(), "check its name, or create it: pgark never does")
-    } else if has(&["RequestTimeTooSkewed", "RequestExpired", "Request date header too old", "AuthenticationFailed</Code><Message>Request date"]) {
-        new(ErrorKind::ClockSkew, "the store refuses this host's clock".into(), "set the clock (NTP) and try again")
-    } else if has(&["AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraint", "incorrectly configured region"]) {
-        new(ErrorKind::WrongRegion, "the bucket is in another region".into(), "give its region: ?region=… in the URL, or AWS_REGION")
+        new(
+            ErrorKind::BucketMissing,
+            "the bucket or container does not exist".into(),
+            "check its name, or create it: pgark never does",
+        )
+    } else if has(&[
+        "RequestTimeTooSkewed",
+        "RequestExpired",
+        "Request date header too old",
+        "AuthenticationFailed</Code><Message>Request date",
+    ]) {
+        new(
+            ErrorKind::ClockSkew,
+            "the store refuses this host's clock".into(),
+            "set the clock (NTP) and try again",
+        )
+    } else if has(&[
+        "AuthorizationHeaderMalformed",
+        "PermanentRedirect",
+        "IllegalLocationConstraint",
+        "incorrectly configured region",
+    ]) {
+        new(
+            ErrorKind::WrongRegion,
+            "the bucket is in another region".into(),
+            "give its region: ?region=… in the URL, or AWS_REGION",
+        )
     } else if has(&["XMinioStorageFull", "InsufficientStorage", "507 Insufficient"]) {
         new(ErrorKind::DiskFull, "the store has no space left".into(), "free some space there")
     } else if has(&["NoSuchUpload"]) {
@@ -34,12 +62,22 @@ pub(super) fn classify(key: &str, error: object_store::Error) -> Error {
     } else {
         match &error {
             E::NotFound { .. } => Error::new(ErrorKind::ObjectMissing, format!("there is no {key}")),
-            E::AlreadyExists { .. } | E::Precondition { .. } => Error::new(ErrorKind::Conflict, format!("{key} exists")),
+            E::AlreadyExists { .. } | E::Precondition { .. } => {
+                Error::new(ErrorKind::Conflict, format!("{key} exists"))
+            }
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => denied(key, &text),
             E::NotSupported { .. } | E::NotImplemented { .. } => {
                 Error::new(ErrorKind::Unsupported, "the store cannot do that")
             }
-            _ if has(&["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AccessDenied", "InvalidToken", "invalid_grant"]) => {
+            _ if has(&[
+                "InvalidAccessKeyId",
+                "SignatureDoesNotMatch",
+                "ExpiredToken",
+                "AccessDenied",
+                "InvalidToken",
+                "invalid_grant",
+            ]) =>
+            {
                 denied(key, &text)
             }
             _ if has(&["instance metadata", "169.254.169.254", "metadata endpoint"]) => new(
@@ -51,10 +89,17 @@ pub(super) fn classify(key: &str, error: object_store::Error) -> Error {
                 Error::new(ErrorKind::Integrity, format!("{key} is shorter than it should be"))
             }
             // A request that the store understood and refused fails again; these ask to come back.
-            _ if has(&["status code: 4"]) && !has(COME_BACK) => {
-                new(ErrorKind::StoreUnavailable, format!("the store refused a request for {key}"), "the store's own words stand below").retryable_if(false)
-            }
-            _ => new(ErrorKind::StoreUnavailable, "the store did not answer, or answered that it cannot now".into(), "is the endpoint right, and the store up?"),
+            _ if has(&["status code: 4"]) && !has(COME_BACK) => new(
+                ErrorKind::StoreUnavailable,
+                format!("the store refused a request for {key}"),
+                "the store's own words stand below",
+            )
+            .retryable_if(false),
+            _ => new(
+                ErrorKind::StoreUnavailable,
+                "the store did not answer, or answered that it cannot now".into(),
+                "is the endpoint right, and the store up?",
+            ),
         }
     };
     explained.caused_by(safe(&text))
@@ -91,7 +136,8 @@ fn safe(text: &str) -> String {
     let body = text.find("<?xml").or_else(|| text.find("<Error>"));
     let text = match body.map(|at| text.split_at(at)) {
         Some((before, xml)) => {
-            let said = ["Code", "Message"].map(|name| element(xml, name)).into_iter().flatten().collect::<Vec<_>>();
+            let said =
+                ["Code", "Message"].map(|name| element(xml, name)).into_iter().flatten().collect::<Vec<_>>();
             format!("{before}{}", said.join(": "))
         }
         None => text.to_owned(),

@@ -14,8 +14,8 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions,
-    PutOptions,
+    Attribute, Attributes, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions,
 };
 
 use crate::transport::{Got, Page, Transport};
@@ -57,8 +57,10 @@ impl<C: Client> Bucket<C> {
     }
 
     fn meta(&self, found: &ObjectMeta) -> Result<Meta> {
-        let modified = Timestamp::from_nanosecond(found.last_modified.timestamp_nanos_opt().unwrap_or(0).into());
-        let modified = modified.map_err(|e| Error::new(ErrorKind::StoreUnavailable, "an object without a time").caused_by(e))?;
+        let modified =
+            Timestamp::from_nanosecond(found.last_modified.timestamp_nanos_opt().unwrap_or(0).into());
+        let modified = modified
+            .map_err(|e| Error::new(ErrorKind::StoreUnavailable, "an object without a time").caused_by(e))?;
         Ok(Meta { key: self.key(&found.location), bytes: found.size, modified })
     }
 
@@ -92,7 +94,11 @@ impl<C: Client> Transport for Bucket<C> {
 
     async fn put(&self, key: &str, body: Bytes) -> Result<()> {
         let options = PutOptions { attributes: self.part_attributes(), ..PutOptions::default() };
-        self.client.put_opts(&self.path(key)?, body.into(), options).await.map(|_| ()).map_err(|e| classify(key, e))
+        self.client
+            .put_opts(&self.path(key)?, body.into(), options)
+            .await
+            .map(|_| ())
+            .map_err(|e| classify(key, e))
     }
 
     async fn get(&self, key: &str, start: u64, end: Option<u64>) -> Result<Got> {
@@ -122,7 +128,10 @@ impl<C: Client> Transport for Bucket<C> {
             page_token: token,
             ..PaginatedListOptions::default()
         };
-        let listed = self.client.list_paginated(Some(&prefix).filter(|p| !p.is_empty()).map(String::as_str), options).await;
+        let listed = self
+            .client
+            .list_paginated(Some(&prefix).filter(|p| !p.is_empty()).map(String::as_str), options)
+            .await;
         let page = listed.map_err(|e| classify(folder, e))?;
         let mut entries = Vec::new();
         for found in &page.result.objects {

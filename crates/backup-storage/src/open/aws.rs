@@ -13,8 +13,13 @@ use crate::object::not_configured;
 pub(super) fn client(bucket: &str, options: &StoreOptions) -> Result<AmazonS3> {
     let profile = Profile::find(options.profile.as_deref())?;
     let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let region = options.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-    let endpoint = options.endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"));
+    let region =
+        options.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+    let endpoint = options
+        .endpoint
+        .clone()
+        .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
+        .or_else(|| variable("AWS_ENDPOINT_URL"));
     let endpoint = endpoint.or_else(|| profile.get("endpoint_url"));
 
     let mut builder = AmazonS3Builder::from_env()
@@ -23,7 +28,11 @@ pub(super) fn client(bucket: &str, options: &StoreOptions) -> Result<AmazonS3> {
         .with_retry(single_try())
         // Objects are deleted one by one: every compatible store can do that, and not every one several at once.
         .with_disable_bulk_delete(true)
-        .with_conditional_put(if options.conditional_create { S3ConditionalPut::ETagMatch } else { S3ConditionalPut::Disabled });
+        .with_conditional_put(if options.conditional_create {
+            S3ConditionalPut::ETagMatch
+        } else {
+            S3ConditionalPut::Disabled
+        });
     // What the application brings goes first, then a profile that was named, the environment, the default profile.
     // They are given whole: with a key from here, a session token of the environment would be of another one.
     if let Some(credentials) = &options.credentials {
@@ -43,7 +52,9 @@ pub(super) fn client(bucket: &str, options: &StoreOptions) -> Result<AmazonS3> {
         builder = builder.with_virtual_hosted_style_request(options.path_style != Some(true));
     }
     let kms_key = || {
-        options.kms_key.clone().ok_or_else(|| Error::new(ErrorKind::Usage, "sse with KMS needs a key").with_hint("give kms_key as well"))
+        options.kms_key.clone().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "sse with KMS needs a key").with_hint("give kms_key as well")
+        })
     };
     builder = match options.sse.as_deref() {
         Some("AES256") => with(builder, "aws_server_side_encryption", "AES256")?,
@@ -74,15 +85,21 @@ struct Profile {
 impl Profile {
     fn find(wanted: Option<&str>) -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-        let named = wanted.map(str::to_owned).or_else(|| variable("AWS_PROFILE").and_then(|v| v.into_string().ok()));
+        let named =
+            wanted.map(str::to_owned).or_else(|| variable("AWS_PROFILE").and_then(|v| v.into_string().ok()));
         let name = named.clone().unwrap_or_else(|| "default".to_owned());
         let home = variable("HOME").map(|home| PathBuf::from(home).join(".aws"));
-        let file = |name: &str, default: &str| variable(name).map(PathBuf::from).or_else(|| home.as_ref().map(|h| h.join(default)));
+        let file = |name: &str, default: &str| {
+            variable(name).map(PathBuf::from).or_else(|| home.as_ref().map(|h| h.join(default)))
+        };
         let mut settings = BTreeMap::new();
         let mut found = false;
         // What stands in the credentials file wins, as in the AWS tools.
         for (path, heading) in [
-            (file("AWS_CONFIG_FILE", "config"), if name == "default" { name.clone() } else { format!("profile {name}") }),
+            (
+                file("AWS_CONFIG_FILE", "config"),
+                if name == "default" { name.clone() } else { format!("profile {name}") },
+            ),
             (file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), name.clone()),
         ] {
             let text = path.and_then(|p| std::fs::read_to_string(p).ok()).unwrap_or_default();
@@ -114,8 +131,12 @@ impl Profile {
     fn refuse_other_ways(&self) -> Result<()> {
         let ways = ["role_arn", "sso_start_url", "sso_session", "credential_process", "login_session"];
         match ways.iter().find(|way| self.settings.contains_key(**way)) {
-            Some(way) => Err(Error::new(ErrorKind::Unsupported, format!("the AWS profile {:?} uses {way}", self.name))
-                .with_hint("eval \"$(aws configure export-credentials --format env)\" gives pgark what it needs")),
+            Some(way) => {
+                Err(Error::new(ErrorKind::Unsupported, format!("the AWS profile {:?} uses {way}", self.name))
+                    .with_hint(
+                        "eval \"$(aws configure export-credentials --format env)\" gives pgark what it needs",
+                    ))
+            }
             None => Ok(()),
         }
     }
@@ -131,7 +152,8 @@ fn section(text: &str, heading: &str) -> Option<BTreeMap<String, String>> {
                 found.get_or_insert_default();
             }
         // Indented lines are nested settings of the one above.
-        } else if let (true, Some((name, value)), false) = (inside, line.split_once('='), line.starts_with([' ', '\t']))
+        } else if let (true, Some((name, value)), false) =
+            (inside, line.split_once('='), line.starts_with([' ', '\t']))
             && let Some(found) = &mut found
         {
             found.insert(name.trim().to_lowercase(), value.trim().to_owned());
@@ -151,5 +173,20 @@ mod tests {
         assert_eq!((prod["region"].as_str(), prod["aws_access_key_id"].as_str()), ("b", "K"));
         assert!(!prod.contains_key("max") && !prod.contains_key("x"));
         assert!(section(text, "nothing").is_none());
+    }
+
+    #[test]
+    fn a_profile_gives_its_key_with_its_own_token_only() {
+        let mut profile = Profile::default();
+        profile.settings.insert("aws_access_key_id".into(), "K".into());
+        assert!(profile.credentials().is_none(), "half a key is none");
+        profile.settings.insert("aws_secret_access_key".into(), "s3cret".into());
+        let found = profile.credentials().unwrap();
+        assert!(
+            matches!(&found, Credentials::S3 { access_key, session_token: None, .. } if access_key == "K")
+        );
+        assert!(!format!("{found:?}").contains("s3cret"));
+        profile.settings.insert("aws_session_token".into(), "T".into());
+        assert!(matches!(profile.credentials(), Some(Credentials::S3 { session_token: Some(_), .. })));
     }
 }

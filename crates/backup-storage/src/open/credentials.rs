@@ -28,7 +28,9 @@ pub enum Credentials {
 
 impl Credentials {
     pub(super) fn for_s3(&self) -> Result<AwsCredentialProvider> {
-        let Credentials::S3 { access_key, secret_key, session_token } = self else { return Err(for_another_store()) };
+        let Credentials::S3 { access_key, secret_key, session_token } = self else {
+            return Err(for_another_store());
+        };
         Ok(Arc::new(StaticCredentialProvider::new(AwsCredential {
             key_id: access_key.clone(),
             secret_key: secret_key.expose_secret().to_owned(),

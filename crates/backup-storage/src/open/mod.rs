@@ -42,11 +42,13 @@ static MEMORY: LazyLock<Mutex<HashMap<String, MemoryTransport>>> = LazyLock::new
 /// is connected yet.
 pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
     let wrong = |why: String| {
-        Error::new(ErrorKind::Usage, why)
-            .with_hint("use a folder, file:///…, s3://bucket/folder, gs://bucket/folder or az://container/folder")
+        Error::new(ErrorKind::Usage, why).with_hint(
+            "use a folder, file:///…, s3://bucket/folder, gs://bucket/folder or az://container/folder",
+        )
     };
     if let Some(name) = url.strip_prefix("memory:") {
-        let transport = MEMORY.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default().clone();
+        let transport =
+            MEMORY.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default().clone();
         return Ok(Arc::new(Remote::new(transport, url, options.retry.clone())));
     }
     if !url.contains("://") {
@@ -73,7 +75,9 @@ pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
     }
     match parsed.scheme() {
         "file" => {
-            let path = parsed.to_file_path().map_err(|()| wrong("the file URL names no path of this machine".into()))?;
+            let path = parsed
+                .to_file_path()
+                .map_err(|()| wrong("the file URL names no path of this machine".into()))?;
             Ok(Arc::new(LocalStore::new(path)))
         }
         "s3" | "s3a" => Ok(place.open(aws::client(&bucket, &options)?, &options)),
@@ -98,10 +102,14 @@ fn google(bucket: &str, options: &StoreOptions) -> Result<GoogleCloudStorage> {
 fn azure(container: &str, options: &StoreOptions) -> Result<MicrosoftAzure> {
     refuse_what_only_s3_can(options)?;
     if options.storage_class.is_some() {
-        return Err(Error::new(ErrorKind::Unsupported, "a storage class cannot be chosen for uploads to Azure")
-            .with_hint("set the access tier on the account, or by a lifecycle rule"));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a storage class cannot be chosen for uploads to Azure",
+        )
+        .with_hint("set the access tier on the account, or by a lifecycle rule"));
     }
-    let mut client = MicrosoftAzureBuilder::from_env().with_container_name(container).with_retry(single_try());
+    let mut client =
+        MicrosoftAzureBuilder::from_env().with_container_name(container).with_retry(single_try());
     if let Some(account) = &options.account {
         client = client.with_account(account);
     }
@@ -109,7 +117,9 @@ fn azure(container: &str, options: &StoreOptions) -> Result<MicrosoftAzure> {
         client = client.with_credentials(credentials.for_azure()?);
     }
     if let Some(endpoint) = &options.endpoint {
-        client = client.with_endpoint(endpoint.trim_end_matches('/').to_owned()).with_allow_http(endpoint.starts_with("http://"));
+        client = client
+            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
+            .with_allow_http(endpoint.starts_with("http://"));
     }
     client.with_client_options(client_options(options)).build().map_err(not_configured)
 }
@@ -118,8 +128,11 @@ fn azure(container: &str, options: &StoreOptions) -> Result<MicrosoftAzure> {
 fn refuse_what_only_s3_can(options: &StoreOptions) -> Result<()> {
     let asked = [("sse", &options.sse), ("kms_key", &options.kms_key), ("checksum", &options.checksum)];
     match asked.iter().find(|(_, value)| value.is_some()) {
-        Some((name, _)) => Err(Error::new(ErrorKind::Unsupported, format!("{name} can only be chosen for S3"))
-            .with_hint("this store encrypts by itself, with the key that the bucket or the account is set to")),
+        Some((name, _)) => {
+            Err(Error::new(ErrorKind::Unsupported, format!("{name} can only be chosen for S3")).with_hint(
+                "this store encrypts by itself, with the key that the bucket or the account is set to",
+            ))
+        }
         None => Ok(()),
     }
 }
@@ -147,7 +160,11 @@ impl Place {
 
 /// [`Remote`] repeats requests, so the client does not.
 fn single_try() -> RetryConfig {
-    RetryConfig { max_retries: 0, retry_timeout: std::time::Duration::ZERO, backoff: BackoffConfig::default() }
+    RetryConfig {
+        max_retries: 0,
+        retry_timeout: std::time::Duration::ZERO,
+        backoff: BackoffConfig::default(),
+    }
 }
 
 /// [`Remote`] limits the time of requests; a read may take as long as bytes come.

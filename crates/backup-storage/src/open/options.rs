@@ -68,7 +68,11 @@ impl StoreOptions {
             "false" => Ok(false),
             _ => Err(Error::new(ErrorKind::Usage, format!("{name} is true or false, not {value:?}"))),
         };
-        let number = || value.parse::<u32>().map_err(|_| Error::new(ErrorKind::Usage, format!("{name} is a number, not {value:?}")));
+        let number = || {
+            value
+                .parse::<u32>()
+                .map_err(|_| Error::new(ErrorKind::Usage, format!("{name} is a number, not {value:?}")))
+        };
         match name {
             "endpoint" if !value.starts_with("http://") && !value.starts_with("https://") => {
                 return wrong(format!("the endpoint {value:?} does not begin with https:// or http://"));

@@ -7,12 +7,17 @@ mod passfile;
 mod resolve;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use resolve::Environment;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// libpq waits without end by default. A backup that hangs is worse than one that fails.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A setting of libpq: its keyword, its environment variable, and what pgark does with it.
 pub(super) struct Keyword {
@@ -54,14 +59,14 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     keyword("sslcert", "PGSSLCERT", Support::Full),
     keyword("sslkey", "PGSSLKEY", Support::Full),
     keyword("sslpassword", "", Support::Refused),
-    keyword("sslcertmode", "PGSSLCERTMODE", Support::Ignored),
+    keyword("sslcertmode", "PGSSLCERTMODE", Support::Full),
     keyword("sslcrl", "PGSSLCRL", Support::Refused),
     keyword("sslcrldir", "PGSSLCRLDIR", Support::Refused),
     keyword("sslsni", "PGSSLSNI", Support::Ignored),
     keyword("sslcompression", "PGSSLCOMPRESSION", Support::Ignored),
     keyword("sslnegotiation", "PGSSLNEGOTIATION", Support::Full),
-    keyword("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", Support::Ignored),
-    keyword("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION", Support::Ignored),
+    keyword("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", Support::Full),
+    keyword("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION", Support::Full),
     keyword("channel_binding", "PGCHANNELBINDING", Support::Full),
     keyword("require_auth", "PGREQUIREAUTH", Support::Refused),
     keyword("requirepeer", "PGREQUIREPEER", Support::Refused),
@@ -81,8 +86,11 @@ pub(super) const KEYWORDS: &[Keyword] = &[
 
 pub(super) fn find_keyword(name: &str) -> Result<&'static Keyword> {
     KEYWORDS.iter().find(|k| k.name == name).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("unknown connection setting {name:?}"))
-            .with_hint("the settings are those of libpq: host, port, dbname, user, sslmode, service …")
+        // It may be a piece of a password that lacks its quotes.
+        let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        let message = if plain { format!("unknown connection setting {name:?}") } else { "unknown connection setting".to_owned() };
+        Error::new(ErrorKind::Usage, message)
+            .with_hint("the settings are those of libpq: host, port, dbname, user, sslmode, service …; values with spaces need quotes")
     })
 }
 
@@ -183,24 +191,31 @@ impl ConnInfo {
 
     /// The environment for a client tool that shall connect like this. All other `PG…` variables must be
     /// taken away from it. The password travels here, never in an argument.
-    pub(super) fn tool_environment(&self) -> Result<Vec<(&'static str, String)>> {
-        let mut environment = Vec::new();
+    pub(super) fn tool_environment(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let mut environment: Vec<(&str, OsString)> = Vec::new();
         for keyword in KEYWORDS {
-            let taken = matches!(keyword.name, "service" | "host" | "hostaddr" | "port" | "password" | "passfile");
+            let taken =
+                matches!(keyword.name, "service" | "host" | "hostaddr" | "port" | "password" | "passfile");
             if let (Some(variable), Some(value), false) = (keyword.variable, self.get(keyword.name), taken) {
-                environment.push((variable, value.to_owned()));
+                environment.push((variable, value.into()));
             }
         }
+        if self.get("connect_timeout").is_none() {
+            environment.push(("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string().into()));
+        }
+        // libpq looks for certificates below the home folder, and asks the system for it where none is set.
+        let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+        environment.push(("HOME", home.into()));
         let join = |f: &dyn Fn(&Host) -> String| self.hosts.iter().map(f).collect::<Vec<_>>().join(",");
-        environment.push(("PGHOST", join(&|h| h.name.clone())));
-        environment.push(("PGPORT", join(&|h| h.port.to_string())));
+        environment.push(("PGHOST", join(&|h| h.name.clone()).into()));
+        environment.push(("PGPORT", join(&|h| h.port.to_string()).into()));
         if self.hosts.iter().any(|h| h.address.is_some()) {
-            environment.push(("PGHOSTADDR", join(&|h| h.address.clone().unwrap_or_default())));
+            environment.push(("PGHOSTADDR", join(&|h| h.address.clone().unwrap_or_default()).into()));
         }
         if let [only] = &self.hosts[..]
             && let Some(password) = self.password(only)?
         {
-            environment.push(("PGPASSWORD", password));
+            environment.push(("PGPASSWORD", password.into()));
         }
         Ok(environment)
     }

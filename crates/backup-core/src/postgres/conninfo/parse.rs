@@ -27,10 +27,14 @@ pub(super) fn parse(text: &str) -> Result<Values> {
 /// Sets a value, if pgark can honour it.
 pub(super) fn set(values: &mut Values, name: &str, value: String) -> Result<()> {
     let keyword = find_keyword(name)?;
-    let refused = keyword.support == Support::Refused || (name == "gssencmode" && value == "require");
+    let refused = keyword.support == Support::Refused
+        || (matches!(name, "gssencmode" | "sslcertmode") && value == "require");
     if refused && !value.is_empty() {
-        return Err(Error::new(ErrorKind::Unsupported, format!("the connection setting {name} is not supported"))
-            .with_hint("leave it out, or connect through a Unix socket or a tunnel that gives the same safety"));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("the connection setting {name} is not supported"),
+        )
+        .with_hint("leave it out, or connect through a Unix socket or a tunnel that gives the same safety"));
     }
     values.insert(keyword.name, value);
     Ok(())
@@ -110,7 +114,8 @@ fn parse_uri(rest: &str) -> Result<Values> {
         values.insert("dbname", decode(database)?);
     }
     for pair in parameters.into_iter().flat_map(|p| p.split('&')).filter(|p| !p.is_empty()) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| wrong("a parameter of the URI has no value"))?;
+        let (name, value) =
+            pair.split_once('=').ok_or_else(|| wrong("a parameter of the URI has no value"))?;
         let (name, value) = (decode(name)?, decode(value)?);
         // JDBC's way to ask for TLS, which libpq takes as well.
         match (name.as_str(), value.as_str()) {
@@ -129,7 +134,8 @@ fn decode(text: &str) -> Result<String> {
             bytes.push(byte);
             continue;
         }
-        let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+        let mut digit =
+            || rest.next().and_then(|b| char::from(b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
         match (digit(), digit()) {
             (Some(high), Some(low)) if (high, low) != (0, 0) => bytes.push(high << 4 | low),
             _ => return Err(wrong("a % in the URI is not followed by two hexadecimal digits")),

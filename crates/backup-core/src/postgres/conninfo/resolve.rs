@@ -19,27 +19,29 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// That of this process.
+    /// That of this process. Where a service has no `HOME`, it is that of `/etc/passwd`.
     pub fn of_process() -> Self {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, value)| name.starts_with("PG") && !value.is_empty())
             .collect();
-        let home = std::env::var_os("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
-        Self { variables, home, user: os_user() }
+        let known = account();
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+        let home = home.or_else(|| known.as_ref().map(|(_, home)| home.clone()));
+        let user = known.map(|(name, _)| name).or_else(|| std::env::var("USER").ok());
+        Self { variables, home, user }
     }
 }
 
-/// The name of this process's user, from `/etc/passwd`; `$USER` where it does not stand there.
-fn os_user() -> Option<String> {
+/// Name and home of this process's user, where they stand in `/etc/passwd`.
+fn account() -> Option<(String, PathBuf)> {
     let uid = rustix::process::getuid().as_raw().to_string();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid).then(|| name.to_owned())
-    });
-    name.or_else(|| std::env::var("USER").ok())
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, id, _, _, home, ..] = fields[..] else { return None };
+        (id == uid).then(|| (name.to_owned(), PathBuf::from(home)))
+    })
 }
 
 pub(super) fn resolve(mut values: Values, environment: &Environment) -> Result<ConnInfo> {
@@ -58,7 +60,8 @@ pub(super) fn resolve(mut values: Values, environment: &Environment) -> Result<C
     values.retain(|_, value| !value.is_empty());
     if !values.contains_key("user") {
         let user = environment.user.clone().ok_or_else(|| {
-            Error::new(ErrorKind::Usage, "the name of the database user is not known").with_hint("give user=… or set PGUSER")
+            Error::new(ErrorKind::Usage, "the name of the database user is not known")
+                .with_hint("give user=… or set PGUSER")
         })?;
         values.insert("user", user);
     }
@@ -77,7 +80,8 @@ fn hosts(values: &Values) -> Result<Vec<Host>> {
     let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
     let count = names.len().max(addresses.len()).max(1);
     let uneven = |what: &str, n: usize| {
-        Err(Error::new(ErrorKind::Usage, format!("{n} {what} for {count} hosts")).with_hint("give one, or one for each host"))
+        Err(Error::new(ErrorKind::Usage, format!("{n} {what} for {count} hosts"))
+            .with_hint("give one, or one for each host"))
     };
     if !names.is_empty() && !addresses.is_empty() && names.len() != addresses.len() {
         return uneven("addresses", addresses.len());
@@ -89,8 +93,10 @@ fn hosts(values: &Values) -> Result<Vec<Host>> {
         .map(|i| {
             let address = addresses.get(i).filter(|a| !a.is_empty()).map(|a| (*a).to_owned());
             let port = match ports.get(i).or_else(|| ports.last()).filter(|p| !p.is_empty()) {
+                // In a URI that lacks its host, the password stands where a port belongs: it is not repeated.
                 Some(port) => port.parse().ok().filter(|p| *p > 0).ok_or_else(|| {
-                    Error::new(ErrorKind::Usage, format!("{port:?} is not a port")).with_hint("a port is a number from 1 to 65535")
+                    Error::new(ErrorKind::Usage, "the port is not a number from 1 to 65535")
+                        .with_hint("in a URI, write @ : and / of a password as %40 %3A and %2F")
                 })?,
                 None => 5432,
             };
@@ -113,14 +119,19 @@ fn default_socket_folder(port: u16) -> String {
 /// Adds what a service defines and the string does not (PostgreSQL documentation, "The Connection Service File").
 fn add_service(values: &mut Values, service: &str, environment: &Environment) -> Result<()> {
     let variable = |name: &str| environment.variables.get(name);
-    let own = variable("PGSERVICEFILE").map(PathBuf::from).or_else(|| environment.home.as_ref().map(|h| h.join(".pg_service.conf")));
-    let folder = variable("PGSYSCONFDIR").map_or_else(|| PathBuf::from("/etc/postgresql-common"), PathBuf::from);
+    let own = variable("PGSERVICEFILE")
+        .map(PathBuf::from)
+        .or_else(|| environment.home.as_ref().map(|h| h.join(".pg_service.conf")));
+    let folder =
+        variable("PGSYSCONFDIR").map_or_else(|| PathBuf::from("/etc/postgresql-common"), PathBuf::from);
     for path in own.into_iter().chain([folder.join("pg_service.conf")]) {
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
         if let Some(found) = section(&text, service) {
             for (name, value) in found {
                 if name == "service" {
-                    return Err(Error::new(ErrorKind::Config, format!("{}: a service cannot name a service", path.display())));
+                    let message = format!("{}: a service cannot name a service", path.display());
+                    return Err(Error::new(ErrorKind::Config, message)
+                        .with_hint("write the settings of the other service out"));
                 }
                 if !values.contains_key(name) {
                     set(values, name, value.to_owned()).map_err(|e| e.doing(path.display()))?;

@@ -49,7 +49,8 @@ fn quotes_and_escapes() {
 
 #[test]
 fn defaults_and_environment() {
-    let info = ConnInfo::resolve("", &environment(&[("PGHOST", "h"), ("PGPORT", "99"), ("PGDATABASE", "d")])).unwrap();
+    let info = ConnInfo::resolve("", &environment(&[("PGHOST", "h"), ("PGPORT", "99"), ("PGDATABASE", "d")]))
+        .unwrap();
     assert_eq!((info.hosts()[0].to_string().as_str(), info.database(), info.user()), ("h:99", "d", "osuser"));
     let info = ConnInfo::resolve("host=mine", &environment(&[("PGHOST", "h"), ("PGUSER", "u")])).unwrap();
     assert_eq!((info.hosts()[0].name.as_str(), info.database()), ("mine", "u"));
@@ -60,8 +61,10 @@ fn defaults_and_environment() {
 fn a_service_stands_between_string_and_environment() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("services");
-    std::fs::write(&file, "# c\n[other]\nhost=no\n[prod]\nhost = db9\nuser=svc\nport=7\n[last]\nuser=no\n").unwrap();
-    let environment = environment(&[("PGSERVICEFILE", file.to_str().unwrap()), ("PGUSER", "env"), ("PGPORT", "8")]);
+    std::fs::write(&file, "# c\n[other]\nhost=no\n[prod]\nhost = db9\nuser=svc\nport=7\n[last]\nuser=no\n")
+        .unwrap();
+    let environment =
+        environment(&[("PGSERVICEFILE", file.to_str().unwrap()), ("PGUSER", "env"), ("PGPORT", "8")]);
     let info = ConnInfo::resolve("service=prod port=6", &environment).unwrap();
     assert_eq!((info.hosts()[0].to_string().as_str(), info.user()), ("db9:6", "svc"));
     let error = ConnInfo::resolve("service=nowhere", &environment).unwrap_err();
@@ -72,7 +75,11 @@ fn a_service_stands_between_string_and_environment() {
 fn the_password_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pass");
-    std::fs::write(&file, "# c\nother:*:*:*:no\ndb:5432:shop:ann:a\\:b:c\nlocalhost:*:*:*:sock\n*:*:*:ann:any\n").unwrap();
+    std::fs::write(
+        &file,
+        "# c\nother:*:*:*:no\ndb:5432:shop:ann:a\\:b:c\nlocalhost:*:*:*:sock\n*:*:*:ann:any\n",
+    )
+    .unwrap();
     let with = |text: &str| {
         let info = resolve(&format!("{text} passfile={}", file.display()));
         info.password(&info.hosts()[0]).unwrap()
@@ -88,7 +95,21 @@ fn the_password_file() {
 
 #[test]
 fn what_is_wrong_is_refused_without_showing_secrets() {
-    for text in ["nonsense=1", "host=a port=x", "host=a port=0", "password='s3cret", "host=a s3cret", "postgresql://u:%zz@h/d", "port=1,2 host=a", "sslcrl=/x", "gssencmode=require"] {
+    for text in [
+        "nonsense=1",
+        "host=a port=x",
+        "host=a port=0",
+        "password='s3cret",
+        "host=a s3cret",
+        "password=my s3cret=1",
+        "postgresql://u:s3cret",
+        "postgresql://u:s3cret/word@h/d",
+        "sslcertmode=require",
+        "postgresql://u:%zz@h/d",
+        "port=1,2 host=a",
+        "sslcrl=/x",
+        "gssencmode=require",
+    ] {
         let error = ConnInfo::resolve(text, &environment(&[])).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Usage | ErrorKind::Unsupported), "{text}");
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
@@ -98,9 +119,14 @@ fn what_is_wrong_is_refused_without_showing_secrets() {
 
 #[test]
 fn tools_get_the_same_settings_by_environment() {
-    let info = resolve("host=a,b port=1,2 user=u dbname=d password=p sslmode=verify-full service=");
+    let info = resolve("host=a,b port=1,2 user=u dbname=d password=p sslmode=verify-full");
     let environment = info.at(&info.hosts()[1].clone()).tool_environment().unwrap();
-    let get = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str());
+    let get = |name: &str| environment.iter().find(|(n, _)| *n == name).and_then(|(_, v)| v.to_str());
     assert_eq!((get("PGHOST"), get("PGPORT"), get("PGUSER")), (Some("b"), Some("2"), Some("u")));
-    assert_eq!((get("PGDATABASE"), get("PGPASSWORD"), get("PGSSLMODE")), (Some("d"), Some("p"), Some("verify-full")));
+    assert_eq!(
+        (get("PGDATABASE"), get("PGPASSWORD"), get("PGSSLMODE")),
+        (Some("d"), Some("p"), Some("verify-full"))
+    );
+    // Without a home of its own, a tool would use that of this process.
+    assert_eq!((get("HOME"), get("PGCONNECT_TIMEOUT")), (Some("/nonexistent"), Some("30")));
 }

@@ -1,0 +1,288 @@
+//! Every verb once, as a script would use it: what it prints with `--json`, and that it does what it says.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cli;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use cli::{Pgark, said};
+use pgark::ErrorKind;
+use pgark::postgres::TempServer;
+use serde_json::Value;
+use support::{connect, fingerprint, sample, server, sql};
+
+/// A throwaway key of OpenSSH's, made for this test.
+const SSH_KEY: &str = "\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZW
+QyNTUxOQAAACCXIYDD40adfndjup7mwLZ0viJ/pI85YSxXIXPxgu+VtgAAAKDfkm1T35Jt
+UwAAAAtzc2gtZWQyNTUxOQAAACCXIYDD40adfndjup7mwLZ0viJ/pI85YSxXIXPxgu+Vtg
+AAAEDcsuMhU6BLnV7H6hPNhTh4lMKcNeYG0ZpenfBe4QY8IJchgMPjRp1+d2O6nubAtnS+
+In+kjzlhLFchc/GC75W2AAAAF3Rocm93YXdheSBrZXkgb2YgYSB0ZXN0AQIDBAUG
+-----END OPENSSH PRIVATE KEY-----
+";
+const SSH_RECIPIENT: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJchgMPjRp1+d2O6nubAtnS+In+kjzlhLFchc/GC75W2 a comment";
+
+async fn sampled() -> TempServer {
+    let server = server();
+    sql(&server, "postgres", &sample(500)).await;
+    server
+}
+
+/// Restores a backup into a new database and compares it with the source.
+async fn comes_back(pgark: &Pgark, server: &TempServer, backup: &str, keys: &[&str]) -> Value {
+    let (repo, into) = (pgark.place("repo"), server.url("restored"));
+    let done = pgark.json(&[&["restore", backup, "--repo", &repo, "--into", &into], keys].concat());
+    let source = fingerprint(&connect(&server.url("postgres")).await).await;
+    assert_eq!(source, fingerprint(&connect(&into).await).await);
+    sql(server, "postgres", "DROP DATABASE restored").await;
+    done
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_init_to_restore() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let (key, recipient) = pgark.key("key");
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(recipient.starts_with("age1"));
+    assert_eq!(pgark.json(&["key", "recipient", &key])["recipients"], serde_json::json!([recipient]));
+    assert_eq!(pgark.text(&["key", "recipient", &key]), format!("{recipient}\n"));
+
+    let made = pgark.json(&["init", "--repo", &repo]);
+    assert_eq!((&made["new"], &made["location"]), (&true.into(), &repo.as_str().into()));
+    assert_eq!(made["abilities"], serde_json::json!({"conditional_create": true, "delete": true}));
+    let again = pgark.json(&["init", "--repo", &repo]);
+    assert_eq!((&again["new"], &again["repository"]), (&false.into(), &made["repository"]));
+
+    let plan = pgark.json(&["backup", "--repo", &repo, "--db", &db, "--dry-run"]);
+    assert_eq!(plan["preview"]["database"], "postgres");
+    assert!(
+        plan["preview"]["raw_bytes"].as_u64().unwrap() > 0
+            && plan["memory_total"].as_u64().unwrap() > 1 << 20
+    );
+    pgark.assert_no_backup(&repo);
+
+    let done = pgark.json(&[
+        "backup",
+        "--repo",
+        &repo,
+        "--db",
+        &db,
+        "--recipient",
+        &recipient,
+        "--label",
+        "nightly",
+        "--compress",
+        "gzip:1",
+        "--jobs",
+        "2",
+    ]);
+    assert_eq!((&done["new_repository"], &done["repository"]), (&false.into(), &repo.as_str().into()));
+    let backup = &done["backup"];
+    let id = backup["id"].as_str().unwrap();
+    assert_eq!(
+        (&backup["label"], &backup["compression"], &backup["encryption"]["method"]),
+        (&"nightly".into(), &"gzip".into(), &"age".into())
+    );
+    assert_eq!((&backup["warnings"], &backup["messages"]), (&0.into(), &serde_json::json!([])));
+
+    let list = pgark.json(&["list", "--repo", &repo]);
+    assert_eq!(
+        (list["backups"].as_array().unwrap().len(), &list["backups"][0]["id"], &list["unfinished"]),
+        (1, &backup["id"], &serde_json::json!([]))
+    );
+    let shown = pgark.json(&["show", "--repo", &repo])["backup"].clone();
+    assert_eq!((&shown["id"], &shown["stored_bytes"]), (&backup["id"], &backup["stored_bytes"]));
+    assert!(shown["parts"][0]["objects"][0]["key"].as_str().unwrap().ends_with(".pgdump.gz.age"), "{shown}");
+    assert_eq!(
+        pgark.json(&["show", &id[..12], "--repo", &repo])["backup"]["id"],
+        backup["id"],
+        "the beginning of an id"
+    );
+
+    let report = pgark.json(&["verify", "--repo", &repo, "--identity", &key]);
+    assert_eq!(
+        (&report["good"], &report["backups"][0]["depth"], &report["backups"][0]["raw_bytes"]),
+        (&true.into(), &"raw".into(), &backup["raw_bytes"])
+    );
+    let report = pgark.json(&["verify", "--all", "--stored", "--repo", &repo]);
+    assert_eq!((&report["good"], &report["backups"][0]["depth"]), (&true.into(), &"stored".into()));
+
+    let restored = comes_back(&pgark, &server, "latest", &["--identity", &key]).await;
+    assert_eq!(
+        (&restored["restored"]["target"]["database"], &restored["restored"]["target"]["created"]),
+        (&"restored".into(), &true.into())
+    );
+    assert_eq!(
+        (&restored["restored"]["raw_bytes"], &restored["restored"]["backup"]["id"]),
+        (&backup["raw_bytes"], &backup["id"])
+    );
+
+    // The same for people: something is said, and nothing with --quiet.
+    let into = server.url("again");
+    for (args, word) in [
+        (vec!["list", "--repo", &repo], "nightly"),
+        (vec!["show", "--repo", &repo], "gzip"),
+        (vec!["verify", "--repo", &repo, "--identity", &key], "good"),
+        (vec!["restore", "--repo", &repo, "--identity", &key, "--into", &into], "restored"),
+        (vec!["backup", "--repo", &repo, "--db", &db], "not encrypted"),
+        (vec!["init", "--repo", &repo], "already"),
+    ] {
+        let text = pgark.text(&args);
+        assert!(text.contains(word), "{args:?}: {text}");
+    }
+    for args in [
+        &["init", "--repo", &repo][..],
+        &["verify", "--repo", &repo],
+        &["backup", "--repo", &repo, "--db", &db],
+    ] {
+        let output = pgark.run(&[args, &["--quiet"]].concat());
+        assert!(
+            output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(),
+            "{}",
+            said(&output)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passphrase_and_its_change() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    // Only the first line counts, whatever it ends with.
+    let old = pgark.write("old", "correct horse\r\nnote\n");
+    let new = pgark.write("new", "battery staple");
+    pgark.json(&["backup", "--repo", &repo, "--db", &db, "--passphrase-file", &old]);
+    comes_back(&pgark, &server, "latest", &["--passphrase-file", &old]).await;
+    let same = pgark.write("same", "correct horse");
+    pgark.json(&["verify", "--repo", &repo, "--passphrase-file", &same]);
+    pgark.json(&["key", "rotate", "--repo", &repo, "--passphrase-file", &old, "--new-passphrase-file", &new]);
+    pgark.fails(&["verify", "--repo", &repo, "--passphrase-file", &old], ErrorKind::WrongKey);
+    comes_back(&pgark, &server, "latest", &["--passphrase-file", &new]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_key() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let ((old, old_recipient), (new, new_recipient), (second, second_recipient)) =
+        (pgark.key("old"), pgark.key("new"), pgark.key("second"));
+    let passphrase = pgark.write("passphrase", "correct horse\n");
+    pgark.json(&["backup", "--repo", &repo, "--db", &db, "--recipient", &old_recipient]);
+    pgark.json(&["backup", "--repo", &repo, "--db", &db, "--passphrase-file", &passphrase]);
+    pgark.json(&["backup", "--repo", &repo, "--db", &db]);
+
+    // All that are encrypted; one needs the identity, one the passphrase.
+    let keys = ["--identity", &old, "--passphrase-file", &passphrase];
+    let rotate = [
+        "key",
+        "rotate",
+        "--all",
+        "--repo",
+        &repo,
+        "--recipient",
+        &new_recipient,
+        "--recipient",
+        &second_recipient,
+    ];
+    let done = pgark.json(&[&rotate[..], &keys].concat());
+    let done = done["rotated"].as_array().unwrap();
+    assert_eq!(done.len(), 2);
+    for one in done {
+        let id = one["id"].as_str().unwrap();
+        assert!(
+            one["created"].as_str().unwrap().starts_with("key-") && one["remaining"] == serde_json::json!([])
+        );
+        let left: Vec<String> =
+            pgark.files("repo").into_iter().filter(|f| f.contains(id) && f.contains("/key")).collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        pgark.fails(&["verify", id, "--repo", &repo, "--identity", &old], ErrorKind::WrongKey);
+        for key in [&new, &second] {
+            comes_back(&pgark, &server, id, &["--identity", key]).await;
+        }
+    }
+    assert_eq!(pgark.json(&["verify", "--all", "--repo", &repo, "--identity", &new])["good"], true);
+    pgark
+        .fails(
+            &["key", "rotate", "latest", "--repo", &repo, "--identity", &new, "--recipient", &old_recipient],
+            ErrorKind::Unsupported,
+        )
+        .says("not encrypted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ssh_key() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let key = pgark.write("id_ed25519", SSH_KEY);
+    pgark.json(&["backup", "--repo", &repo, "--db", &db, "--recipient", SSH_RECIPIENT]);
+    comes_back(&pgark, &server, "latest", &["--identity", &key]).await;
+    pgark.fails(&["key", "recipient", &key], ErrorKind::Unsupported).says(".pub");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_a_file_and_of_variables() {
+    let server = sampled().await;
+    let (key, recipient) = {
+        let pgark = Pgark::new();
+        let (file, recipient) = pgark.key("key");
+        (std::fs::read_to_string(file).unwrap(), recipient)
+    };
+    let pgark = Pgark::new();
+    pgark.write("key.txt", &key);
+    let config = format!(
+        "[repository]\nurl = \"repo\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n[cluster.shop]\ndb = \"{}\"\n",
+        server.url("postgres")
+    );
+    pgark.write("pgark.toml", &config);
+    let done = pgark.json(&["backup"]);
+    assert_eq!(
+        (&done["backup"]["cluster"], &done["backup"]["encryption"]["method"]),
+        (&"shop".into(), &"age".into())
+    );
+    assert_eq!(pgark.json(&["verify"])["backups"][0]["depth"], "raw");
+    comes_back(&pgark, &server, "latest", &[]).await;
+
+    let elsewhere = Pgark::new().with("PGARK_REPO", &pgark.place("repo")).with("PGARK_CLUSTER", "shop");
+    assert_eq!(elsewhere.json(&["list"])["backups"].as_array().unwrap().len(), 1);
+    let elsewhere = elsewhere.with("PGARK_IDENTITY", &pgark.place("key.txt"));
+    assert_eq!(elsewhere.json(&["verify"])["backups"][0]["depth"], "raw");
+    let folder = server.folder().display().to_string();
+    let elsewhere = elsewhere
+        .with("PGHOST", &folder)
+        .with("PGUSER", "postgres")
+        .with("PGPORT", &server.port().to_string());
+    assert_eq!(elsewhere.json(&["backup"])["backup"]["source"]["database"], "postgres");
+}
+
+#[test]
+fn completions_and_the_demo() {
+    let pgark = Pgark::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = pgark.text(&["completions", shell]);
+        assert!(script.contains("pgark") && script.contains("passphrase-file"), "{shell}: {script}");
+    }
+    assert!(
+        pgark.text(&["--help"]).contains("Exit codes") && pgark.text(&["--version"]).starts_with("pgark ")
+    );
+    let done = pgark.json(&["demo", "--rows", "100"]);
+    let steps: Vec<&str> =
+        done["steps"].as_array().unwrap().iter().map(|s| s["step"].as_str().unwrap()).collect();
+    for word in ["backed it up", "verified", "destroyed", "restored it", "all equal", "removed"] {
+        assert!(steps.iter().any(|step| step.contains(word)), "{word}: {steps:?}");
+    }
+    assert_eq!(
+        std::fs::read_dir(pgark.home()).unwrap().count(),
+        0,
+        "nothing is left in the folder it ran in"
+    );
+}

@@ -1,3 +1,0 @@
-fn main() {
-    println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
-}
