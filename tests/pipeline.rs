@@ -314,7 +314,7 @@ async fn the_first_error_is_the_one_reported() {
         let backup = Backup::builder()
             .repository(repository)
             .dumper(BytesDumper { parts: vec![vec![Bytes::from(vec![1; 10_000_000])]; 3] })
-            .compressor(Failing { panics, seen: Default::default() })
+            .compressor(Failing { panics, seen: std::sync::atomic::AtomicUsize::default() })
             .options(options(4096, 8192, 1 << 30))
             .build()
             .unwrap();
@@ -339,8 +339,9 @@ impl Dumper for Endless {
 
     async fn dump(&self, parts: Arc<dyn PartSink>, _: &Ctx) -> Result<Dumped> {
         let mut part = parts.open(PartSpec { kind: "raw".into(), name: "x".into() }).await?;
+        let block = Bytes::from(vec![3; 65_536]);
         loop {
-            part.write(Bytes::from_static(&[3; 65_536])).await?;
+            part.write(block.clone()).await?;
         }
     }
 }

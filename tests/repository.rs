@@ -77,7 +77,7 @@ async fn a_writer_slower_than_the_grace_period_meets_the_sweeper() {
     assert!(memory.keys().iter().any(|k| k.contains(id.as_str()) && k.contains("/parts/")));
 
     // Then it has stored nothing for two days.
-    memory.age(Duration::from_secs(2 * 24 * 3600));
+    memory.age(Duration::from_hours(48));
     let other = quick_backup(&repository).await;
     let folder = format!("clusters/main/backups/{id}/");
     let left: Vec<String> = memory.keys().into_iter().filter(|k| k.starts_with(&folder)).collect();
@@ -92,7 +92,7 @@ async fn a_writer_slower_than_the_grace_period_meets_the_sweeper() {
     let catalog = Catalog::load(&repository, &cluster()).await.unwrap();
     assert!(catalog.backups().any(|b| b.id == other) && catalog.backups().all(|b| b.id != id));
     // What it stored after the sweep is gone too, now or with the next one.
-    memory.age(Duration::from_secs(2 * 24 * 3600));
+    memory.age(Duration::from_hours(48));
     quick_backup(&repository).await;
     let parts = memory.keys().into_iter().filter(|k| k.starts_with(&folder) && k.contains("/parts/")).count();
     assert_eq!(parts, 0);

@@ -12,6 +12,8 @@ use backup_storage::open;
 
 use super::Settings;
 
+const PASSPHRASE_HINT: &str = "the passphrase is the first line of the file that passphrase_file names";
+
 impl Settings {
     /// Opens the store of the repository.
     pub fn store(&self) -> Result<Arc<dyn Store>> {
@@ -36,13 +38,13 @@ impl Settings {
     pub fn cluster(&self, named: Option<&ClusterName>) -> Result<ClusterName> {
         let mut known = self.clusters.keys();
         match (named, known.next(), known.next()) {
-            (Some(name), ..) => Ok(name.clone()),
+            (Some(named), ..) => Ok(named.clone()),
             (None, Some(only), None) => Ok(only.clone()),
             (None, None, _) => Ok(ClusterName::default()),
             (None, Some(_), Some(_)) => {
-                let names: Vec<&str> = self.clusters.keys().map(ClusterName::as_str).collect();
+                let choice: Vec<&str> = self.clusters.keys().map(ClusterName::as_str).collect();
                 Err(Error::new(ErrorKind::Usage, "the configuration has several clusters")
-                    .with_hint(format!("choose with --cluster: {}", names.join(", "))))
+                    .with_hint(format!("choose with --cluster: {}", choice.join(", "))))
             }
         }
     }
@@ -60,6 +62,7 @@ impl Settings {
                 ErrorKind::KeyMissing,
                 format!("the passphrase file {} cannot be read", path.display()),
             )
+            .with_hint(PASSPHRASE_HINT)
             .caused_by(e)
         })?;
         let line = text.lines().next().unwrap_or_default();
@@ -67,7 +70,8 @@ impl Settings {
             return Err(Error::new(
                 ErrorKind::KeyMissing,
                 format!("the passphrase file {} is empty", path.display()),
-            ));
+            )
+            .with_hint(PASSPHRASE_HINT));
         }
         Ok(Some(line.to_owned()))
     }

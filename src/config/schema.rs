@@ -107,6 +107,7 @@ impl Settings {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::new(ErrorKind::Config, format!("the configuration {} cannot be read", path.display()))
+                .with_hint("name a readable file, or leave --config and PGARK_CONFIG out")
                 .caused_by(e)
         })?;
         Self::parse(&text, &path.display().to_string(), path.parent().unwrap_or(Path::new(".")))

@@ -97,7 +97,7 @@ fn listening(hba: &[&str], more: impl FnOnce(&mut TempServerOptions)) -> TempSer
     options.port = Some(free_port());
     options.hba = hba.iter().map(|line| (*line).to_owned()).collect();
     more(&mut options);
-    server_with(options)
+    server_with(&options)
 }
 
 /// The same with TLS.

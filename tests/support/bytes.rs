@@ -48,7 +48,10 @@ impl Dumper for BytesDumper {
 
 /// Collects the parts, by name.
 #[derive(Clone, Default)]
-pub struct BytesRestorer(pub Arc<Mutex<Vec<(String, Vec<u8>)>>>);
+pub struct BytesRestorer(pub Arc<Mutex<Parts>>);
+
+/// Parts and their names, in the order in which they came.
+pub type Parts = Vec<(String, Vec<u8>)>;
 
 #[async_trait]
 impl Restorer for BytesRestorer {

@@ -21,7 +21,7 @@ pub async fn start(major: u32) -> PgContainer {
         .with_user("postgres")
         .with_password("s3cret")
         .with_tag(major.to_string())
-        .with_startup_timeout(Duration::from_secs(120))
+        .with_startup_timeout(Duration::from_mins(2))
         .start()
         .await
         .unwrap_or_else(|e| panic!("tests need a Docker engine with the image postgres:{major}: {e}"));

@@ -25,11 +25,11 @@ use pgark::{
 
 /// A throwaway server from this machine's programs.
 pub fn server() -> TempServer {
-    server_with(TempServerOptions::default())
+    server_with(&TempServerOptions::default())
 }
 
-pub fn server_with(options: TempServerOptions) -> TempServer {
-    TempServer::start(&options).unwrap_or_else(|e| panic!("tests need PostgreSQL server programs: {e:?}"))
+pub fn server_with(options: &TempServerOptions) -> TempServer {
+    TempServer::start(options).unwrap_or_else(|e| panic!("tests need PostgreSQL server programs: {e:?}"))
 }
 
 /// A free TCP port.

@@ -22,7 +22,7 @@ async fn asking() -> TempServer {
     let mut options = TempServerOptions::default();
     options.port = Some(free_port());
     options.hba.push("host all all all scram-sha-256".into());
-    let server = server_with(options);
+    let server = server_with(&options);
     sql(&server, "postgres", "CREATE ROLE ann SUPERUSER LOGIN PASSWORD 'right'").await;
     server
 }

@@ -50,7 +50,7 @@ fn until_in_the_middle(child: &mut Child, repo: &Path) {
     let begun = Instant::now();
     loop {
         assert!(child.try_wait().unwrap().is_none(), "the backup ended before anything could be killed");
-        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is stored");
+        assert!(begun.elapsed() < Duration::from_mins(1), "nothing is stored");
         let temporaries = std::fs::read_dir(repo.join(".pgark-tmp")).into_iter().flatten().flatten();
         if temporaries.filter_map(|f| f.metadata().ok()).any(|m| m.len() >= 8 << 20) {
             return;
@@ -84,7 +84,7 @@ fn assert_no_backup(repo: &str) {
     assert_eq!(list["backups"], serde_json::json!([]), "{list}");
 }
 
-/// The pg_dump that a pgark started.
+/// The `pg_dump` that a pgark started.
 fn child_of(parent: u32) -> Pid {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
@@ -185,7 +185,7 @@ async fn a_full_disk_is_a_failed_backup() {
         assert!(
             Command::new("mount").args(args).status().unwrap().success(),
             "tests of a full disk mount a tmpfs"
-        )
+        );
     };
     mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs", folder.path().to_str().unwrap()]);
     let repo = folder.path().join("repo");

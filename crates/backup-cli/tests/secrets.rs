@@ -28,7 +28,7 @@ async fn asking(password: &str) -> TempServer {
     let mut options = TempServerOptions::default();
     options.port = Some(free_port());
     options.hba.push("host all all all scram-sha-256".into());
-    let server = server_with(options);
+    let server = server_with(&options);
     sql(&server, "postgres", &format!("CREATE ROLE ann SUPERUSER LOGIN PASSWORD '{password}'")).await;
     sql(&server, "postgres", "CREATE TABLE x AS SELECT i, md5(i::text) FROM generate_series(1, 1000) i")
         .await;

@@ -183,6 +183,9 @@ impl Error {
             Io::PermissionDenied | Io::ReadOnlyFilesystem => {
                 (ErrorKind::StoreDenied, Some("check the owner and the mode of the file and of its folders"))
             }
+            Io::NotADirectory => {
+                (ErrorKind::Io, Some("a file stands where a folder should be: choose another path"))
+            }
             _ => (ErrorKind::Io, None),
         };
         let mut new = Self::new(kind, error.to_string().to_lowercase()).doing(doing).caused_by(error);

@@ -62,6 +62,7 @@ fn level_in(method: &str, level: i32, range: std::ops::RangeInclusive<i32>) -> R
 
 fn broken(method: &str, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Integrity, format!("a {method} frame is damaged: {why}"))
+        .with_hint("restore from another backup, or put back a good copy of the part's objects")
 }
 
 /// Reads one frame through a stock decoder: exactly `raw_len` bytes, and nothing after the frame.

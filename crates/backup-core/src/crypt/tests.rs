@@ -22,8 +22,7 @@ fn seal(cipher: &dyn Cipher, text: &[u8]) -> Vec<u8> {
     let mut seal = cipher.seal(Box::new(sink.clone())).unwrap();
     seal.write_all(text).unwrap();
     seal.finish().unwrap();
-    let bytes = sink.0.lock().unwrap().clone();
-    bytes
+    std::mem::take(&mut *sink.0.lock().unwrap())
 }
 
 fn open(cipher: &dyn Cipher, sealed: &[u8]) -> std::result::Result<Vec<u8>, String> {

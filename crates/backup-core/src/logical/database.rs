@@ -86,10 +86,12 @@ impl DatabaseFacts {
         );
         match (self.locale_provider.as_str(), &self.locale) {
             ("i", Some(locale)) => {
-                sql.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(locale)));
+                sql += " LOCALE_PROVIDER icu ICU_LOCALE ";
+                sql += &literal(locale);
             }
             ("b", Some(locale)) if target_major >= 17 => {
-                sql.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(locale)));
+                sql += " LOCALE_PROVIDER builtin BUILTIN_LOCALE ";
+                sql += &literal(locale);
             }
             ("b", _) => {
                 return Err(Error::new(
@@ -100,10 +102,11 @@ impl DatabaseFacts {
                     "create the database yourself, empty and with another locale, and restore into it",
                 ));
             }
-            _ => sql.push_str(" LOCALE_PROVIDER libc"),
+            _ => sql += " LOCALE_PROVIDER libc",
         }
         if let Some(rules) = self.icu_rules.as_ref().filter(|_| target_major >= 16) {
-            sql.push_str(&format!(" ICU_RULES {}", literal(rules)));
+            sql += " ICU_RULES ";
+            sql += &literal(rules);
         }
         session.rows(&sql).await.map(|_| ()).map_err(|e| {
             let locale = e.to_string().contains("locale");

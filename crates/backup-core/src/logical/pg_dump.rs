@@ -1,10 +1,12 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::io::AsyncReadExt;
+use tokio::process::ChildStdout;
 
 use super::{ARCHIVE, DatabaseFacts, KIND};
 use crate::dumper::{Ctx, Dumped, Dumper, PartSink, PartSpec};
@@ -14,6 +16,21 @@ use crate::postgres::{ConnInfo, Process, ProcessRun, Session, Tools};
 
 /// Bytes that are read from `pg_dump` at a time. The pipe is made as large.
 const READ_BYTES: usize = 1024 * 1024;
+
+/// `pg_dump` writes 4 KiB at a time. Waking up for each would cost more than reading it, so a large pipe is
+/// left to fill for a moment.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// Makes the pipe hold as much as is read at a time. False where the system does not allow it.
+#[cfg(target_os = "linux")]
+fn enlarge(pipe: &ChildStdout) -> bool {
+    rustix::pipe::fcntl_setpipe_size(pipe, READ_BYTES).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn enlarge(_: &ChildStdout) -> bool {
+    false
+}
 
 /// Dumps one database through `pg_dump`, in custom format and uncompressed: compression is the pipeline's.
 /// One part, `<database>.pgdump`.
@@ -125,21 +142,24 @@ impl Dumper for PgDump {
             stdout: true,
         })?;
         let mut output = process.stdout()?;
-        // Larger pipes mean fewer switches between the two; it is no harm if the system refuses.
-        #[cfg(target_os = "linux")]
-        let _ = rustix::pipe::fcntl_setpipe_size(&output, READ_BYTES);
+        let large_pipe = enlarge(&output);
         let spec =
             PartSpec { kind: ARCHIVE.to_owned(), name: format!("{}.{ARCHIVE}", connection.database()) };
         let mut part = parts.open(spec).await?;
         let copied = async {
+            let mut buffer = BytesMut::new();
             loop {
-                let mut buffer = BytesMut::with_capacity(READ_BYTES);
+                // What was written is copied by then, so that this takes the same memory again.
+                buffer.reserve(READ_BYTES);
                 let read =
                     output.read_buf(&mut buffer).await.map_err(|e| Error::io("reading from pg_dump", e))?;
                 if read == 0 {
                     return Ok(());
                 }
-                part.write(buffer.freeze()).await?;
+                part.write(buffer.split().freeze()).await?;
+                if large_pipe && read < READ_BYTES / 4 {
+                    tokio::time::sleep(GATHER).await;
+                }
             }
         };
         let copied = tokio::select! {

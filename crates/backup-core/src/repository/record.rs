@@ -269,8 +269,10 @@ pub(super) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
 /// Parses what [`to_json`] wrote. Refuses a newer format before anything else of it is looked at, and a
 /// record that does not have its own digest.
 pub(super) fn from_json<T: serde::de::DeserializeOwned>(body: &[u8], key: &str) -> Result<T> {
-    let damaged =
-        |why: &dyn fmt::Display| Error::new(ErrorKind::Integrity, format!("{key} is damaged: {why}"));
+    let damaged = |why: &dyn fmt::Display| {
+        Error::new(ErrorKind::Integrity, format!("{key} is damaged: {why}"))
+            .with_hint("put back a good copy of this object; the other backups are not touched by this")
+    };
     let mut value: Value = serde_json::from_slice(body).map_err(|e| damaged(&e))?;
     match value.get("format").and_then(Value::as_u64) {
         Some(format) if format > u64::from(FORMAT) => {
