@@ -7,6 +7,7 @@ mod certificates;
 mod hosts;
 mod logins;
 mod places;
+mod replication;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;

@@ -1,13 +1,16 @@
 //! A session over SQL.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio_postgres::config::{ChannelBinding, SslMode as Negotiate, SslNegotiation};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::OLDEST_MAJOR;
 use super::conninfo::{CONNECT_TIMEOUT, ConnInfo, Host};
+use super::socket::{Above, Socket};
 use super::tls::{self, SslMode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -32,7 +35,9 @@ impl ConnInfo {
         for wanted in wanted.passes() {
             for host in self.hosts() {
                 let tried = async {
-                    let session = Session { client: self.connect_to(host).await?, info: self.at(host) };
+                    let Opened { client, connection, .. } = self.open(host, false).await?;
+                    tokio::spawn(connection);
+                    let session = Session { client, info: self.at(host) };
                     wanted.check(&session).await?;
                     Ok::<_, Error>(session)
                 };
@@ -59,50 +64,21 @@ impl ConnInfo {
             .caused_by(words.join("; ")))
     }
 
-    async fn connect_to(&self, host: &Host) -> Result<Client> {
+    /// Logs in. With `replication` the session is a WAL sender's, and `client` is of no use.
+    pub(super) async fn open(&self, host: &Host, replication: bool) -> Result<Opened> {
         let mode = SslMode::of(self)?;
         let config = self.config(host, mode)?;
         let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         // connect_timeout of tokio-postgres ends with the TCP connection; a server that accepts and says
         // nothing must not hang a backup either.
-        let Ok(connected) = tokio::time::timeout(timeout * 2, self.negotiate(host, mode, config)).await
-        else {
+        let attempts = Attempts { info: self, host, replication };
+        let Ok(connected) = tokio::time::timeout(timeout * 2, attempts.negotiate(mode, config)).await else {
             let message = format!("the server at {host} accepts connections and says nothing");
             return Err(
                 Error::new(ErrorKind::Connect, message).with_hint("is it PostgreSQL that listens there?")
             );
         };
         connected.map_err(|refused| refused.error)
-    }
-
-    /// Connects with and without TLS, as the mode allows.
-    async fn negotiate(&self, host: &Host, mode: SslMode, config: Config) -> Result<Client, Refused> {
-        if host.is_socket() || mode == SslMode::Disable {
-            return self.attempt(host, config, None).await;
-        }
-        let encrypted = |negotiate| {
-            let mut config = config.clone();
-            config.ssl_mode(negotiate);
-            config
-        };
-        // With `allow` and `prefer` the other way is tried where the server refuses the first one.
-        let refused = |e: &Refused| matches!(e.error.kind(), ErrorKind::Auth | ErrorKind::Connect);
-        match mode {
-            SslMode::Allow => match self.attempt(host, config.clone(), None).await {
-                Err(e) if e.error.kind() == ErrorKind::Auth => {
-                    let second = self.attempt(host, encrypted(Negotiate::Require), Some(mode)).await;
-                    second.map_err(|second| e.or(second))
-                }
-                other => other,
-            },
-            SslMode::Prefer => match self.attempt(host, encrypted(Negotiate::Prefer), Some(mode)).await {
-                Err(e) if refused(&e) => {
-                    self.attempt(host, config.clone(), None).await.map_err(|second| e.or(second))
-                }
-                other => other,
-            },
-            _ => self.attempt(host, encrypted(Negotiate::Require), Some(mode)).await,
-        }
     }
 
     fn config(&self, host: &Host, mode: SslMode) -> Result<Config> {
@@ -171,33 +147,104 @@ impl ConnInfo {
         }
         Ok(config)
     }
+}
 
-    async fn attempt(&self, host: &Host, config: Config, tls: Option<SslMode>) -> Result<Client, Refused> {
-        match tls {
+/// A session that has just begun.
+pub(super) struct Opened {
+    client: Client,
+    /// What must run for the client to work.
+    connection: Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>,
+    /// What messages go over once the connection is dropped.
+    socket: Socket,
+}
+
+impl Opened {
+    /// What messages go over, in place of the client.
+    pub(super) fn into_socket(self) -> Socket {
+        self.socket
+    }
+}
+
+/// Attempts to log in to one server.
+struct Attempts<'a> {
+    info: &'a ConnInfo,
+    host: &'a Host,
+    replication: bool,
+}
+
+impl Attempts<'_> {
+    /// Connects with and without TLS, as the mode allows.
+    async fn negotiate(&self, mode: SslMode, config: Config) -> Result<Opened, Refused> {
+        if self.host.is_socket() || mode == SslMode::Disable {
+            return self.attempt(&config, None).await;
+        }
+        let encrypted = |negotiate| {
+            let mut config = config.clone();
+            config.ssl_mode(negotiate);
+            config
+        };
+        // With `allow` and `prefer` the other way is tried where the server refuses the first one.
+        let refused = |e: &Refused| matches!(e.error.kind(), ErrorKind::Auth | ErrorKind::Connect);
+        match mode {
+            SslMode::Allow => match self.attempt(&config, None).await {
+                Err(e) if e.error.kind() == ErrorKind::Auth => {
+                    let second = self.attempt(&encrypted(Negotiate::Require), Some(mode)).await;
+                    second.map_err(|second| e.or(second))
+                }
+                other => other,
+            },
+            SslMode::Prefer => match self.attempt(&encrypted(Negotiate::Prefer), Some(mode)).await {
+                Err(e) if refused(&e) => self.attempt(&config, None).await.map_err(|second| e.or(second)),
+                other => other,
+            },
+            _ => self.attempt(&encrypted(Negotiate::Require), Some(mode)).await,
+        }
+    }
+
+    async fn attempt(&self, config: &Config, tls: Option<SslMode>) -> Result<Opened, Refused> {
+        let unreachable = |e: std::io::Error| {
+            let message = format!("no server answers at {}", self.host);
+            let error = Error::new(ErrorKind::Connect, message)
+                .with_hint("is it running, and are host and port right?");
+            Refused { at: Stage::Nothing, error: error.caused_by(e) }
+        };
+        let connector = tls
+            .map(|mode| tls::connector(self.info, mode))
+            .transpose()
+            .map_err(|error| Refused { at: Stage::Nothing, error })?;
+        let socket = Socket::open(self.host, config, self.replication).await.map_err(unreachable)?;
+        match connector {
             None => {
-                let (client, connection) = config.connect(NoTls).await.map_err(|e| self.explain(host, e))?;
-                tokio::spawn(connection);
-                Ok(client)
+                let opened = config.connect_raw(socket.clone(), NoTls).await;
+                let (client, connection) = opened.map_err(|e| self.explain(e))?;
+                Ok(Opened { client, connection: Box::pin(connection), socket: socket.top() })
             }
-            Some(mode) => {
-                let connector =
-                    tls::connector(self, mode).map_err(|error| Refused { at: Stage::Nothing, error })?;
-                let (client, connection) =
-                    config.connect(connector).await.map_err(|e| self.explain(host, e))?;
-                tokio::spawn(connection);
-                Ok(client)
+            Some(mut connector) => {
+                let made = MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, &self.host.name);
+                let tls = made.map_err(|e| Refused {
+                    at: Stage::Tls,
+                    error: Error::new(
+                        ErrorKind::Config,
+                        format!("{} is no name of a host for TLS", self.host),
+                    )
+                    .with_hint("name the host as its certificate does")
+                    .caused_by(e),
+                })?;
+                let opened = config.connect_raw(socket.clone(), Above(tls)).await;
+                let (client, connection) = opened.map_err(|e| self.explain(e))?;
+                Ok(Opened { client, connection: Box::pin(connection), socket: socket.top() })
             }
         }
     }
 
     /// What a failed connection means.
-    fn explain(&self, host: &Host, error: tokio_postgres::Error) -> Refused {
-        let (user, database) = (self.user(), self.database());
+    fn explain(&self, error: tokio_postgres::Error) -> Refused {
+        let (host, user, database) = (self.host, self.info.user(), self.info.database());
         let refused = |at, kind, message: String, hint: &str| Refused {
             at,
             error: Error::new(kind, message).with_hint(hint),
         };
-        let Some(db) = error.as_db_error() else { return self.explain_silence(host, error) };
+        let Some(db) = error.as_db_error() else { return self.explain_silence(error) };
         let code = db.code();
         let mut explained = if *code == SqlState::INVALID_PASSWORD {
             refused(
@@ -211,7 +258,11 @@ impl ConnInfo {
                 Stage::Server,
                 ErrorKind::Auth,
                 format!("the server at {host} does not let user {user} in"),
-                "check the user's name, and pg_hba.conf on the server",
+                if self.replication {
+                    "pg_hba.conf on the server needs a line for the database \"replication\" and this user"
+                } else {
+                    "check the user's name, and pg_hba.conf on the server"
+                },
             )
         } else if *code == SqlState::INVALID_CATALOG_NAME {
             refused(
@@ -219,6 +270,20 @@ impl ConnInfo {
                 ErrorKind::NoDatabase,
                 format!("there is no database {database} at {host}"),
                 "check the name; psql -l lists the databases",
+            )
+        } else if *code == SqlState::INSUFFICIENT_PRIVILEGE && self.replication {
+            refused(
+                Stage::Database,
+                ErrorKind::Auth,
+                format!("user {user} may not replicate from the server at {host}"),
+                "ALTER ROLE … REPLICATION gives the right",
+            )
+        } else if *code == SqlState::TOO_MANY_CONNECTIONS && self.replication {
+            refused(
+                Stage::Database,
+                ErrorKind::Connect,
+                format!("the server at {host} has no free WAL sender"),
+                "raise max_wal_senders there, or end a process that it lists in pg_stat_replication",
             )
         } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
             refused(
@@ -240,8 +305,8 @@ impl ConnInfo {
     }
 
     /// What a connection means that failed without a word of the server.
-    fn explain_silence(&self, host: &Host, error: tokio_postgres::Error) -> Refused {
-        let user = self.user();
+    fn explain_silence(&self, error: tokio_postgres::Error) -> Refused {
+        let (host, user) = (self.host, self.info.user());
         // The kinds of tokio-postgres are private; their words are not.
         let kind = error.to_string();
         let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -260,10 +325,6 @@ impl ConnInfo {
             let hint =
                 "check sslmode, sslrootcert, the server's certificate, and the one that sslcert shows it";
             (Stage::Tls, Error::new(ErrorKind::Auth, message).with_hint(hint))
-        } else if kind.starts_with("error connecting") || kind.starts_with("timeout") {
-            let message = format!("no server answers at {host}");
-            let hint = "is it running, and are host and port right?";
-            (Stage::Nothing, Error::new(ErrorKind::Connect, message).with_hint(hint))
         } else if kind.contains("parsing") || kind.contains("unexpected") {
             let message = format!("what answers at {host} is not PostgreSQL");
             (Stage::Server, Error::new(ErrorKind::Connect, message).with_hint("are host and port right?"))
@@ -381,7 +442,7 @@ impl Session {
 
     /// Runs SQL; the rows of its results as text.
     pub async fn rows(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
-        let messages = self.client.simple_query(sql).await.map_err(|e| self.failed(&e))?;
+        let messages = self.client.simple_query(sql).await.map_err(|e| Self::failed(&e))?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
@@ -415,29 +476,49 @@ impl Session {
         Ok((major, version))
     }
 
-    fn failed(&self, error: &tokio_postgres::Error) -> Error {
-        let lost = |why: &str| {
-            Error::new(ErrorKind::ConnectionLost, why.to_owned())
-                .with_hint("see the server's log for why it ended the session")
-        };
+    fn failed(error: &tokio_postgres::Error) -> Error {
         let Some(db) = error.as_db_error() else {
             return lost("the server closed the connection").caused_by(error.to_string());
         };
-        let code = db.code();
-        if code.code().starts_with("08") || matches!(code.code(), "57P01" | "57P02" | "57P03") {
-            return lost(&db.message().to_lowercase());
-        }
-        let kind = if *code == SqlState::DISK_FULL { ErrorKind::DiskFull } else { ErrorKind::Database };
-        let new = Error::new(kind, format!("the server says: {}", db.message()));
-        let hint = match (db.hint(), code) {
-            (Some(hint), _) => hint.to_owned(),
-            (None, code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
-                format!("user {} lacks a privilege: grant it, or use another user", self.info.user())
-            }
-            _ => return new,
-        };
-        new.with_hint(hint)
+        server_error(&ServerWords {
+            severity: db.severity().to_owned(),
+            code: db.code().code().to_owned(),
+            message: db.message().to_owned(),
+            hint: db.hint().map(str::to_owned),
+        })
     }
+}
+
+/// What a server says when it refuses something, or warns.
+#[derive(Debug, Default)]
+pub(super) struct ServerWords {
+    pub(super) severity: String,
+    /// SQLSTATE
+    pub(super) code: String,
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+/// What the words mean.
+pub(super) fn server_error(words: &ServerWords) -> Error {
+    let code = SqlState::from_code(&words.code);
+    if words.code.starts_with("08") || matches!(words.code.as_str(), "57P01" | "57P02" | "57P03") {
+        return lost(&words.message.to_lowercase());
+    }
+    let kind = if code == SqlState::DISK_FULL { ErrorKind::DiskFull } else { ErrorKind::Database };
+    let new = Error::new(kind, format!("the server says: {}", words.message));
+    match &words.hint {
+        Some(hint) => new.with_hint(hint),
+        None if code == SqlState::INSUFFICIENT_PRIVILEGE => {
+            new.with_hint("the user lacks a privilege: grant it, or use another user")
+        }
+        None => new,
+    }
+}
+
+fn lost(why: &str) -> Error {
+    Error::new(ErrorKind::ConnectionLost, why.to_owned())
+        .with_hint("see the server's log for why it ended the session")
 }
 
 /// A name as SQL.

@@ -2,7 +2,10 @@
 
 mod client;
 mod conninfo;
+mod lsn;
 mod process;
+mod replication;
+mod socket;
 mod temp_server;
 mod tls;
 mod tools;
@@ -10,7 +13,12 @@ mod x509;
 
 pub use client::{Session, quote_identifier, quote_literal};
 pub use conninfo::{ConnInfo, Environment, Host};
+pub use lsn::Lsn;
 pub(crate) use process::{Process, Run as ProcessRun};
+pub use replication::{
+    BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, NextTimeline, Replication, System, Tablespace,
+    TimelineHistory, WalMessage, WalPosition, WalStream,
+};
 pub use temp_server::{TempServer, TempServerOptions};
 pub use tools::{Tool, Tools};
 

@@ -1,0 +1,198 @@
+use bytes::{Buf, Bytes};
+
+use super::super::client::server_error;
+use super::wire::{Reply, Row, garbled};
+use super::{Replication, WalPosition, field};
+use crate::error::Result;
+
+/// `ERRCODE_DATA_CORRUPTED`: pages failed their checksums. It comes when everything has been sent.
+const DATA_CORRUPTED: &str = "XX001";
+
+/// What the server is asked for.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct BaseBackupOptions {
+    /// Words for `backup_label` and the server's log.
+    pub label: String,
+    /// The checkpoint at the beginning is done at once, not spread.
+    pub fast_checkpoint: bool,
+    /// KiB a second; unlimited where there is none. The server takes 32 to 1,048,576.
+    pub max_rate: Option<u32>,
+}
+
+impl BaseBackupOptions {
+    /// The command of version 15 and later. WAIT is off: with a failing `archive_command` the server would wait
+    /// for ever, before it sends the manifest.
+    fn command(&self) -> String {
+        let label = self.label.replace('\'', "''");
+        let checkpoint = if self.fast_checkpoint { "fast" } else { "spread" };
+        let rate = self.max_rate.map(|rate| format!(", MAX_RATE {rate}")).unwrap_or_default();
+        format!(
+            "BASE_BACKUP (LABEL '{label}', PROGRESS true, CHECKPOINT '{checkpoint}', WAL false, WAIT false, \
+             TABLESPACE_MAP true, MANIFEST 'yes'{rate})"
+        )
+    }
+}
+
+/// A tablespace outside of the data directory, or the data directory itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its OID; none for the data directory.
+    pub oid: Option<u32>,
+    /// Where it is on the server's host; empty for the data directory.
+    pub location: String,
+    /// Estimate of its size in KiB.
+    pub kib: u64,
+}
+
+/// What a base backup consists of, in the server's order: archives of tablespaces, that of the data directory,
+/// then the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// A tar archive begins.
+    Archive {
+        /// `base.tar`, or the OID of a tablespace with `.tar`.
+        name: String,
+        /// Where the tablespace is; empty for the data directory.
+        location: String,
+    },
+    /// The manifest begins.
+    Manifest,
+    /// Bytes of what began last.
+    Data(Bytes),
+    /// Bytes that the server has sent until now.
+    Progress(u64),
+}
+
+/// A base backup on its way. A connection whose backup was dropped half-way cannot be used again.
+pub struct BaseBackup<'a> {
+    replication: &'a mut Replication,
+    /// Where its recovery begins.
+    pub start: WalPosition,
+    /// Data directory and tablespaces.
+    pub tablespaces: Vec<Tablespace>,
+}
+
+/// How a base backup ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseBackupEnd {
+    /// Recovery must reach this position for the cluster to be consistent.
+    pub end: WalPosition,
+    /// The server's words where pages failed their checksums. The backup is complete, and holds these pages.
+    pub checksum_failures: Option<String>,
+    /// Warnings of the server. Symbolic links to files, for example, are left out of the backup.
+    pub warnings: Vec<String>,
+}
+
+impl Replication {
+    /// Starts a base backup. The answer comes when the checkpoint is done.
+    ///
+    /// # Errors
+    /// What the server says: [`Database`](crate::ErrorKind::Database) in most cases.
+    pub async fn base_backup(&mut self, options: &BaseBackupOptions) -> Result<BaseBackup<'_>> {
+        self.wire.warnings.clear();
+        self.wire.send(&options.command()).await?;
+        let start = position(&self.wire.result().await?)?;
+        let mut tablespaces = Vec::new();
+        for row in self.wire.result().await? {
+            let oid = row.first().cloned().flatten().map(|oid| oid.parse()).transpose();
+            tablespaces.push(Tablespace {
+                oid: oid.map_err(|_| garbled())?,
+                location: row.get(1).cloned().flatten().unwrap_or_default(),
+                kib: field(&row, 2).unwrap_or(0),
+            });
+        }
+        match self.wire.expect().await? {
+            Reply::CopyOut => Ok(BaseBackup { replication: self, start, tablespaces }),
+            _ => Err(garbled()),
+        }
+    }
+}
+
+impl BaseBackup<'_> {
+    /// The next item; nothing when everything has been sent.
+    ///
+    /// # Errors
+    /// [`ConnectionLost`](crate::ErrorKind::ConnectionLost), and what the server says.
+    pub async fn next(&mut self) -> Result<Option<Item>> {
+        match self.replication.wire.expect().await? {
+            Reply::Data(message) => item(message).map(Some),
+            Reply::CopyDone => Ok(None),
+            _ => Err(garbled()),
+        }
+    }
+
+    /// Where the backup ended, once [`BaseBackup::next`] had nothing more.
+    pub async fn finish(self) -> Result<BaseBackupEnd> {
+        let wire = &mut self.replication.wire;
+        let end = position(&wire.result().await?)?;
+        let mut checksum_failures = None;
+        loop {
+            match wire.next().await? {
+                Reply::Complete => {}
+                Reply::Failed(words) if words.code == DATA_CORRUPTED => {
+                    checksum_failures = Some(words.message)
+                }
+                Reply::Failed(words) => {
+                    wire.settle().await;
+                    return Err(server_error(&words));
+                }
+                Reply::Ready => break,
+                _ => return Err(garbled()),
+            }
+        }
+        Ok(BaseBackupEnd { end, checksum_failures, warnings: std::mem::take(&mut wire.warnings) })
+    }
+}
+
+fn position(rows: &[Row]) -> Result<WalPosition> {
+    let row = rows.first().ok_or_else(garbled)?;
+    Ok(WalPosition { lsn: field(row, 0)?, timeline: field(row, 1)? })
+}
+
+/// One message of the stream (`bbsink_copystream` in `basebackup_copy.c`, PostgreSQL 15 to 18).
+fn item(mut message: Bytes) -> Result<Item> {
+    if message.is_empty() {
+        return Err(garbled());
+    }
+    match message.get_u8() {
+        b'd' => Ok(Item::Data(message)),
+        b'm' => Ok(Item::Manifest),
+        b'p' => message.try_get_u64().map(Item::Progress).map_err(|_| garbled()),
+        b'n' => Ok(Item::Archive { name: text(&mut message)?, location: text(&mut message)? }),
+        _ => Err(garbled()),
+    }
+}
+
+/// A text that a zero ends.
+fn text(message: &mut Bytes) -> Result<String> {
+    let end = message.iter().position(|b| *b == 0).ok_or_else(garbled)?;
+    let text = String::from_utf8(message.split_to(end).to_vec()).map_err(|_| garbled())?;
+    message.advance(1);
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_what_the_server_names() {
+        let archive =
+            |name: &str, location: &str| Item::Archive { name: name.into(), location: location.into() };
+        assert_eq!(item(Bytes::from_static(b"nbase.tar\0\0")).unwrap(), archive("base.tar", ""));
+        assert_eq!(item(Bytes::from_static(b"n1.tar\0/ts\0")).unwrap(), archive("1.tar", "/ts"));
+        assert_eq!(item(Bytes::from_static(b"p\0\0\0\0\0\0\x01\0")).unwrap(), Item::Progress(256));
+        assert_eq!(item(Bytes::from_static(b"d")).unwrap(), Item::Data(Bytes::new()));
+        for wrong in [&b""[..], b"n", b"nbase.tar\0", b"n\xff\0\0", b"p\0\0", b"x"] {
+            assert!(item(Bytes::from_static(wrong)).is_err(), "{wrong:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn messages_of_any_kind_are_parsed(message: Vec<u8>) {
+            let _ = item(message.into());
+        }
+    }
+}
