@@ -36,7 +36,8 @@ async fn replication_logs_in_as_sql_does() {
         |options| serve(options, &authority.server(&["localhost"])),
     );
     sql(&server, "postgres", "CREATE ROLE bob LOGIN REPLICATION PASSWORD 's3cret'").await;
-    sql(&server, "postgres", "CREATE ROLE carol LOGIN; CREATE ROLE dave LOGIN REPLICATION PASSWORD 's3cret'").await;
+    sql(&server, "postgres", "CREATE ROLE carol LOGIN; CREATE ROLE dave LOGIN REPLICATION PASSWORD 's3cret'")
+        .await;
     let md5 = "SET password_encryption = md5; CREATE ROLE alice LOGIN REPLICATION PASSWORD 's3cret'";
     sql(&server, "postgres", md5).await;
     let folder = tempfile::tempdir().unwrap();
@@ -139,7 +140,7 @@ async fn wal(replication: &mut Replication, from: WalPosition, to: Lsn) -> Vec<u
 
 #[tokio::test]
 async fn a_base_backup_and_its_wal_are_whole() {
-    const SEGMENT: u64 = 16 << 20;
+    const SEGMENT: usize = 16 << 20;
     let server = server();
     sql(
         &server,
@@ -162,13 +163,13 @@ async fn a_base_backup_and_its_wal_are_whole() {
     // The connection takes the next command.
     assert_eq!(files.identify().await.unwrap().identifier, identifier(&server).await);
 
-    let first = WalPosition { lsn: Lsn(start.lsn.0 / SEGMENT * SEGMENT), ..start };
+    let first = WalPosition { lsn: Lsn(start.lsn.0 & !(SEGMENT as u64 - 1)), ..start };
     sql(&server, "postgres", "SELECT pg_switch_wal()").await;
     let wal = wal(&mut commands, first, end.end.lsn).await;
-    for (n, segment) in (first.lsn.0 / SEGMENT..).zip(wal.chunks(SEGMENT as usize)) {
+    for (n, segment) in (first.lsn.0 / SEGMENT as u64..).zip(wal.chunks(SEGMENT)) {
         let name = format!("00000001{:08X}{:08X}", n / 256, n % 256);
         let mut whole = segment.to_vec();
-        whole.resize(SEGMENT as usize, 0);
+        whole.resize(SEGMENT, 0);
         std::fs::write(folder.path().join("pg_wal").join(name), whole).unwrap();
     }
     // It reads the manifest's files and, with pg_waldump, the WAL that recovery needs.

@@ -1,7 +1,7 @@
-use std::io::{Cursor, Write};
+use std::io::Write;
 
 use flate2::Compression;
-use flate2::read::GzDecoder;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 
 use super::{broken, level_in, read_exactly};
@@ -44,9 +44,9 @@ impl Compressor for Gzip {
     }
 
     fn decompress(&self, frame: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<()> {
-        let mut input = Cursor::new(frame);
+        let mut input = frame;
         read_exactly("gzip", GzDecoder::new(&mut input), raw_len, raw)?;
-        if input.position() != frame.len() as u64 {
+        if !input.is_empty() {
             return Err(broken("gzip", "something stands behind its end"));
         }
         Ok(())

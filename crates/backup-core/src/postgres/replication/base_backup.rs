@@ -131,7 +131,7 @@ impl BaseBackup<'_> {
             match wire.next().await? {
                 Reply::Complete => {}
                 Reply::Failed(words) if words.code == DATA_CORRUPTED => {
-                    checksum_failures = Some(words.message)
+                    checksum_failures = Some(words.message);
                 }
                 Reply::Failed(words) => {
                     wire.settle().await;

@@ -129,7 +129,7 @@ impl WalStream<'_> {
         loop {
             match self.replication.wire.expect().await? {
                 Reply::Row(row) => {
-                    next = Some(WalPosition { timeline: field(&row, 0)?, lsn: field(&row, 1)? })
+                    next = Some(WalPosition { timeline: field(&row, 0)?, lsn: field(&row, 1)? });
                 }
                 Reply::Complete => {}
                 Reply::Ready => return Ok(next),

@@ -65,15 +65,15 @@ impl Wire {
         }
     }
 
-    fn understand(&mut self, message: Option<Message>) -> Result<Option<Reply>> {
+    fn understand(&mut self, message: Heard) -> Result<Option<Reply>> {
+        let Heard::Message(message) = message else { return Ok(Some(Reply::CopyBoth)) };
         Ok(Some(match message {
-            None => Reply::CopyBoth,
-            Some(Message::CopyData(body)) => Reply::Data(body.into_bytes()),
-            Some(Message::CopyDone) => Reply::CopyDone,
-            Some(Message::CopyOutResponse(_)) => Reply::CopyOut,
-            Some(Message::CommandComplete(_)) => Reply::Complete,
-            Some(Message::ReadyForQuery(_)) => Reply::Ready,
-            Some(Message::DataRow(row)) => {
+            Message::CopyData(body) => Reply::Data(body.into_bytes()),
+            Message::CopyDone => Reply::CopyDone,
+            Message::CopyOutResponse(_) => Reply::CopyOut,
+            Message::CommandComplete(_) => Reply::Complete,
+            Message::ReadyForQuery(_) => Reply::Ready,
+            Message::DataRow(row) => {
                 let buffer = row.buffer();
                 let text = |range: std::ops::Range<usize>| {
                     buffer.get(range).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
@@ -81,20 +81,18 @@ impl Wire {
                 let columns = row.ranges().map(|range| Ok(range.and_then(text))).collect();
                 Reply::Row(columns.map_err(|_| garbled())?)
             }
-            Some(Message::ErrorResponse(body)) => Reply::Failed(words(body.fields())?),
-            Some(Message::NoticeResponse(body)) => {
+            Message::ErrorResponse(body) => Reply::Failed(words(body.fields())?),
+            Message::NoticeResponse(body) => {
                 let words = words(body.fields())?;
                 if words.severity == "WARNING" && self.warnings.len() < KEPT_WARNINGS {
                     self.warnings.push(words.message);
                 }
                 return Ok(None);
             }
-            Some(
-                Message::RowDescription(_) | Message::ParameterStatus(_) | Message::NotificationResponse(_),
-            ) => {
+            Message::RowDescription(_) | Message::ParameterStatus(_) | Message::NotificationResponse(_) => {
                 return Ok(None);
             }
-            Some(_) => return Err(garbled()),
+            _ => return Err(garbled()),
         }))
     }
 
@@ -166,8 +164,14 @@ impl Wire {
     }
 }
 
-/// The next whole message: `Some(None)` is a `CopyBothResponse`.
-fn next_message(incoming: &mut BytesMut) -> Result<Option<Option<Message>>> {
+/// A message from the server.
+enum Heard {
+    CopyBoth,
+    Message(Message),
+}
+
+/// The next message, once it is whole.
+fn next_message(incoming: &mut BytesMut) -> Result<Option<Heard>> {
     let Some(header) = Header::parse(incoming).map_err(|_| garbled())? else { return Ok(None) };
     let whole = usize::try_from(header.len()).map_err(|_| garbled())? + 1;
     if whole > LARGEST {
@@ -178,9 +182,9 @@ fn next_message(incoming: &mut BytesMut) -> Result<Option<Option<Message>>> {
     }
     if header.tag() == COPY_BOTH {
         incoming.advance(whole);
-        return Ok(Some(None));
+        return Ok(Some(Heard::CopyBoth));
     }
-    Message::parse(incoming).map(|message| message.map(Some)).map_err(|e| garbled().caused_by(e))
+    Message::parse(incoming).map(|message| message.map(Heard::Message)).map_err(|e| garbled().caused_by(e))
 }
 
 fn words(mut fields: ErrorFields<'_>) -> Result<ServerWords> {
@@ -217,15 +221,16 @@ mod tests {
         #[test]
         fn bytes_of_any_kind_are_parsed(bytes: Vec<u8>, tag in proptest::sample::select(b"dDETNZCHWcS1X".as_slice()), cut in 0_u8..12) {
             let mut framed = vec![tag];
-            framed.extend((bytes.len() as u32 + 4 - u32::from(cut).min(4)).to_be_bytes());
+            let length = u32::try_from(bytes.len()).unwrap() + 4 - u32::from(cut).min(4);
+            framed.extend(length.to_be_bytes());
             framed.extend(&bytes);
             for input in [bytes, framed] {
                 let mut incoming = BytesMut::from(&input[..]);
                 let before = incoming.len();
                 while let Ok(Some(message)) = next_message(&mut incoming) {
                     match message {
-                        Some(Message::ErrorResponse(body)) => drop(words(body.fields())),
-                        Some(Message::DataRow(row)) => drop(row.ranges().count()),
+                        Heard::Message(Message::ErrorResponse(body)) => drop(words(body.fields())),
+                        Heard::Message(Message::DataRow(row)) => drop(row.ranges().count()),
                         _ => {}
                     }
                 }
