@@ -10,7 +10,7 @@ use backup_core::repository::ClusterName;
 use backup_core::{Backup, BackupBuilder, Error, ErrorKind, Repository, Result, Store, codec};
 use backup_storage::open;
 
-use super::Settings;
+use super::{Settings, What};
 
 const PASSPHRASE_HINT: &str = "the passphrase is the first line of the file that passphrase_file names";
 
@@ -109,9 +109,13 @@ impl Settings {
         PgDump::new(connection).tools(self.tools())
     }
 
-    /// A backup of one database, up to what a frontend adds: repository, label, observer.
-    pub fn backup(&self, cluster: ClusterName, connection: ConnInfo) -> Result<BackupBuilder> {
-        let mut builder = Backup::builder().cluster(cluster).dumper(self.dumper(connection));
+    /// A backup, up to what a frontend adds: repository, label, observer.
+    pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: What) -> Result<BackupBuilder> {
+        let builder = Backup::builder().cluster(cluster);
+        let mut builder = match what {
+            What::Database => builder.dumper(self.dumper(connection)),
+            What::Cluster(options) => builder.dumper(options.dumper(connection)),
+        };
         if let Some(method) = &self.compress {
             builder = builder.shared_compressor(codec::parse(method)?);
         }

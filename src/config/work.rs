@@ -1,5 +1,7 @@
 //! What frontends do with settings, and what they answer. The JSON of every frontend is that of these answers.
 
+use backup_core::physical::BaseBackupDump;
+use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
 use backup_core::{BackupBuilder, CancellationToken, Error, Result, Summary};
 use serde::Serialize;
@@ -30,25 +32,58 @@ pub struct Listing {
     pub unfinished: Vec<BackupId>,
 }
 
+/// What is backed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum What {
+    /// One database, as SQL and rows.
+    #[default]
+    Database,
+    /// The files of the whole cluster.
+    Cluster(ClusterOptions),
+}
+
+/// How the files of a cluster are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ClusterOptions {
+    /// What the server sends at most, in KiB a second.
+    pub max_rate: Option<u32>,
+    /// Spreads the checkpoint at the beginning, and does not do it at once.
+    pub spread_checkpoint: bool,
+}
+
+impl ClusterOptions {
+    /// What takes them.
+    pub fn dumper(self, connection: ConnInfo) -> BaseBackupDump {
+        BaseBackupDump::new(connection).max_rate(self.max_rate).spread_checkpoint(self.spread_checkpoint)
+    }
+}
+
 impl Settings {
-    /// Backs a database up: that of `db`, else the cluster's. The repository is made where its place is empty.
+    /// Backs up what `db` reaches, else the cluster's connection. The repository is made where its place is empty.
     /// `more` adds to the backup what the settings do not know: label, observer.
     pub async fn run_backup(
         &self,
         cluster: &ClusterName,
         db: Option<&str>,
+        what: What,
         more: impl FnOnce(BackupBuilder) -> BackupBuilder,
         cancel: &CancellationToken,
     ) -> Result<BackedUp> {
         let connection = self.connection(cluster, db)?;
-        let builder = more(self.backup(cluster.clone(), connection.clone())?);
+        let builder = more(self.backup(cluster.clone(), connection.clone(), what)?);
         // What would fail in the first second shall not leave a repository behind.
-        let dumper = self.dumper(connection);
+        let preview = async {
+            match what {
+                What::Database => self.dumper(connection).preview().await.map(drop),
+                What::Cluster(options) => options.dumper(connection).preview().await.map(drop),
+            }
+        };
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Error::cancelled()),
-            preview = dumper.preview() => preview?,
-        };
+            preview = preview => preview?,
+        }
         let (repository, new_repository) = self.init_repository().await?;
         let location = repository.store().location().to_owned();
         let backup = builder.repository(repository).build()?.run(cancel).await?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use pgark::config::{DEFAULT_PATHS, Settings};
+use pgark::config::{ClusterOptions, DEFAULT_PATHS, Settings, What};
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
@@ -88,6 +88,15 @@ pub(crate) struct BackupArgs {
     /// The database: "host=… dbname=…", a URI, or a name; completed as libpq does (PG…, service, ~/.pgpass)
     #[arg(long, value_name = "CONNECTION")]
     pub(crate) db: Option<String>,
+    /// Backs up the files of the whole cluster, and the WAL that they need, over the replication protocol
+    #[arg(long)]
+    pub(crate) physical: bool,
+    /// Limits what the server sends, in KiB a second (32 to 1048576)
+    #[arg(long, value_name = "KIB", requires = "physical", value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+    pub(crate) max_rate: Option<u32>,
+    /// Spreads the checkpoint at the beginning, which takes longer and disturbs less
+    #[arg(long, requires = "physical")]
+    pub(crate) spread_checkpoint: bool,
     /// Encrypts to age1… or an SSH public key (may be given several times)
     #[arg(long, short, value_name = "RECIPIENT")]
     pub(crate) recipient: Vec<String>,
@@ -129,9 +138,15 @@ pub(crate) struct RestoreArgs {
     /// latest, an id, or the beginning of one
     #[arg(default_value = "latest")]
     pub(crate) backup: String,
-    /// The new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
-    #[arg(long, value_name = "CONNECTION")]
-    pub(crate) into: String,
+    /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
+    #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
+    pub(crate) into: Option<String>,
+    /// Of a physical backup, the new data directory; one that exists must be empty
+    #[arg(long, value_name = "FOLDER", conflicts_with = "into")]
+    pub(crate) target_dir: Option<PathBuf>,
+    /// Puts a tablespace elsewhere than it was (may be given several times)
+    #[arg(long, value_name = "OID=FOLDER", requires = "target_dir", value_parser = tablespace)]
+    pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
     /// How much is done at once [default: all cores]
@@ -254,7 +269,25 @@ pub(crate) fn apply_jobs(jobs: Option<usize>, settings: &mut Settings) -> Result
     Ok(())
 }
 
+/// `OID=FOLDER`
+fn tablespace(text: &str) -> std::result::Result<(u32, PathBuf), String> {
+    let (oid, folder) = text.split_once('=').ok_or("write OID=FOLDER")?;
+    let oid = oid.parse().map_err(|_| format!("{oid:?} is not the OID of a tablespace"))?;
+    if folder.is_empty() { Err("the folder is missing".to_owned()) } else { Ok((oid, folder.into())) }
+}
+
 impl BackupArgs {
+    /// What is backed up.
+    pub(crate) fn what(&self) -> What {
+        if !self.physical {
+            return What::Database;
+        }
+        let mut options = ClusterOptions::default();
+        options.max_rate = self.max_rate;
+        options.spread_checkpoint = self.spread_checkpoint;
+        What::Cluster(options)
+    }
+
     /// Lays the arguments over the settings.
     pub(crate) fn apply(&self, settings: &mut Settings) -> Result<()> {
         if !self.recipient.is_empty() {

@@ -26,6 +26,7 @@ pub mod codec;
 pub mod crypt;
 pub mod event;
 pub mod logical;
+pub mod physical;
 pub mod pipeline;
 pub mod postgres;
 pub mod repository;

@@ -118,7 +118,8 @@ impl RestoreBuilder {
         if !restorer.accepts(&record.kind) {
             let message =
                 format!("backup {} is {}, which cannot be restored this way", record.id, record.kind);
-            return Err(Error::new(ErrorKind::Unsupported, message));
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_hint("a logical backup goes into a database, a physical one into a data directory"));
         }
         let mut reading = Reading::new(self.encryptor, self.jobs, self.pool, self.observer)?;
         reading.compressor = self.compressor;

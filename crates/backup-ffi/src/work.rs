@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgark::config::Settings;
+use pgark::config::{Settings, What};
 use pgark::repository::ClusterName;
 use pgark::{CancellationToken, Error, Observer, Result};
 use serde::Serialize;
@@ -24,7 +24,11 @@ pub(crate) fn backup(
 ) -> Result<Value> {
     let (settings, cluster) = parse(config, cluster)?;
     run(async || {
-        json(&settings.run_backup(&cluster, db, |builder| builder.observer(observer), cancel).await?)
+        json(
+            &settings
+                .run_backup(&cluster, db, What::Database, |builder| builder.observer(observer), cancel)
+                .await?,
+        )
     })
 }
 

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use pgark::config::{Settings, What};
+use pgark::repository::ClusterName;
 use pgark::{BackupBuilder, CancellationToken, Result};
 use serde_json::json;
 
@@ -11,28 +13,7 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
     args.apply(&mut settings)?;
     let cluster = cli.cluster(&settings)?;
     if args.dry_run {
-        let connection = settings.connection(&cluster, args.db.as_deref())?;
-        let memory = settings.backup(cluster, connection.clone())?.memory(&*settings.store()?)?;
-        let preview = settings.dumper(connection).preview().await?;
-        if cli.json {
-            let total = memory.total();
-            return render::print_json(&json!({"preview": preview, "memory": memory, "memory_total": total}));
-        }
-        let b = |n: usize| render::bytes(n as u64);
-        return render::print(&format!(
-            "would back up database {} of PostgreSQL {} with pg_dump {}, about {} before compression\n\
-             memory: at most {} (program {}, frames {}, uploads {}, compression {}, encryption {}); pg_dump takes its own\n",
-            preview.database,
-            preview.server_version,
-            preview.pg_dump_version,
-            render::bytes(preview.raw_bytes),
-            b(memory.total()),
-            b(memory.base),
-            b(memory.frames),
-            b(memory.chunks),
-            b(memory.compression),
-            b(memory.encryption),
-        ));
+        return dry_run(cli, args, &settings, cluster).await;
     }
     let observer = progress::observer(cli.quiet, cli.json);
     let more = |builder: BackupBuilder| {
@@ -42,7 +23,7 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
         }
         if args.no_sweep { builder.keep_leftovers() } else { builder }
     };
-    let done = settings.run_backup(&cluster, args.db.as_deref(), more, cancel).await?;
+    let done = settings.run_backup(&cluster, args.db.as_deref(), args.what(), more, cancel).await?;
     if cli.json {
         return render::print_json(&json!(done));
     }
@@ -65,5 +46,50 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
         backup.compression,
         render::seconds(backup.started, backup.finished),
         if backup.warnings > 0 { format!(", with {} warnings", backup.warnings) } else { String::new() },
+    ))
+}
+
+async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: ClusterName) -> Result<()> {
+    let connection = settings.connection(&cluster, args.db.as_deref())?;
+    let what = args.what();
+    let memory = settings.backup(cluster, connection.clone(), what)?.memory(&*settings.store()?)?;
+    let (preview, words) = match what {
+        What::Database => {
+            let preview = settings.dumper(connection).preview().await?;
+            let words = format!(
+                "database {} of PostgreSQL {} with pg_dump {}, about {}",
+                preview.database,
+                preview.server_version,
+                preview.pg_dump_version,
+                render::bytes(preview.raw_bytes),
+            );
+            (json!(preview), words)
+        }
+        What::Cluster(options) => {
+            let preview = options.dumper(connection).preview().await?;
+            let words = format!(
+                "cluster {} of PostgreSQL {}, about {}",
+                preview.system_identifier,
+                preview.server_version,
+                render::bytes(preview.raw_bytes),
+            );
+            (json!(preview), words)
+        }
+    };
+    if cli.json {
+        let total = memory.total();
+        return render::print_json(&json!({"preview": preview, "memory": memory, "memory_total": total}));
+    }
+    let b = |n: usize| render::bytes(n as u64);
+    render::print(&format!(
+        "would back up {words} before compression\n\
+         memory: at most {} (program {}, frames {}, uploads {}, compression {}, encryption {}){}\n",
+        b(memory.total()),
+        b(memory.base),
+        b(memory.frames),
+        b(memory.chunks),
+        b(memory.compression),
+        b(memory.encryption),
+        if what == What::Database { "; pg_dump takes its own" } else { "" },
     ))
 }

@@ -1,5 +1,7 @@
+use std::path::Path;
 use std::time::Instant;
 
+use pgark::physical::DataDirectory;
 use pgark::postgres::ConnInfo;
 use pgark::{CancellationToken, Restore, Result};
 use serde_json::json;
@@ -13,13 +15,20 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     args.keys.apply(&mut settings)?;
     apply_jobs(args.jobs, &mut settings)?;
     settings.pg_bin = args.pg_bin.clone().or(settings.pg_bin);
-    let target = ConnInfo::parse(&args.into)?;
+    let target = args.into.as_deref().map(ConnInfo::parse).transpose()?;
     let (repository, catalog) = catalog(cli, &settings).await?;
     let record = find(&repository, &catalog, &args.backup).await?;
-    let mut builder = Restore::builder()
-        .backup(repository, record)
-        .restorer(settings.restorer(target))
-        .observer(progress::observer(cli.quiet, cli.json));
+    let builder = Restore::builder().backup(repository, record);
+    let builder = match (target, &args.target_dir) {
+        (Some(database), _) => builder.restorer(settings.restorer(database)),
+        (None, folder) => {
+            let folder = folder.as_deref().unwrap_or(Path::new("."));
+            let moved = args.tablespace_map.iter();
+            builder
+                .restorer(moved.fold(DataDirectory::at(folder), |to, (oid, path)| to.tablespace(*oid, path)))
+        }
+    };
+    let mut builder = builder.observer(progress::observer(cli.quiet, cli.json));
     if let Some(age) = settings.reader()? {
         builder = builder.encryptor(age);
     }
@@ -35,10 +44,13 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
         return Ok(());
     }
     let text = |name: &str| restored.target.get(name).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
+    let place = match &args.target_dir {
+        Some(folder) => format!("data directory {}", folder.display()),
+        None => format!("database {}", text("database")),
+    };
     render::print(&format!(
-        "restored {} into database {} of PostgreSQL {}: {} in {:.1} s\n",
+        "restored {} into {place} of PostgreSQL {}: {} in {:.1} s\n",
         restored.backup.id,
-        text("database"),
         text("server_version"),
         render::bytes(restored.raw_bytes),
         begun.elapsed().as_secs_f64(),

@@ -78,6 +78,35 @@ impl TempServer {
         Ok(server)
     }
 
+    /// Starts another one on a data directory of the same version, which becomes its own: one that was restored,
+    /// for example. It only listens on its socket.
+    ///
+    /// # Errors
+    /// [`ToolFailed`](ErrorKind::ToolFailed) with the server's log where it does not start.
+    pub fn start_on(&self, data: &Path) -> Result<Self> {
+        let io = |e| Error::io("moving a data directory to a throwaway server", e);
+        let parent = data.parent().unwrap_or(Path::new("."));
+        let folder = tempfile::Builder::new().prefix("pgark-pg-").tempdir_in(parent).map_err(io)?;
+        let server = Self {
+            folder: Some(folder),
+            bin: self.bin.clone(),
+            owner: self.owner,
+            port: 5432,
+            major: self.major,
+        };
+        if let Some((uid, gid)) = self.owner {
+            std::os::unix::fs::chown(server.folder(), Some(uid), Some(gid)).map_err(io)?;
+        }
+        std::fs::rename(data, server.data()).map_err(io)?;
+        let settings = server.data().join("postgresql.auto.conf");
+        let mut text = std::fs::read_to_string(&settings).map_err(io)?;
+        let socket = server.folder().display();
+        let _ = writeln!(text, "\nport = 5432\nunix_socket_directories = '{socket}'\nlisten_addresses = ''");
+        std::fs::write(&settings, text).map_err(io)?;
+        server.start_again()?;
+        Ok(server)
+    }
+
     fn configure(&self, options: &TempServerOptions) -> std::io::Result<()> {
         let data = self.data();
         let mut settings = format!(

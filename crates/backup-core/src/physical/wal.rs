@@ -1,0 +1,149 @@
+//! WAL that is streamed along with a base backup.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tar::{EntryType, Header};
+use tokio::sync::watch;
+
+use super::WAL;
+use super::shards::Shards;
+use crate::dumper::PartSink;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Lsn, Replication, WalMessage, WalPosition};
+
+/// How often the server hears how far this side is. It gives up after `wal_sender_timeout`, 60 s.
+const CONFIRM: Duration = Duration::from_secs(10);
+/// Zeros that are written at a time where a segment has no more WAL.
+const ZEROS: &[u8] = &[0; 64 * 1024];
+
+/// Name of a segment's file (`XLogFileName` in `xlog_internal.h`).
+pub(super) fn segment_name(timeline: u32, number: u64, segment_bytes: u64) -> String {
+    let per_id = 0x1_0000_0000 / segment_bytes;
+    format!("{timeline:08X}{:08X}{:08X}", number / per_id, number % per_id)
+}
+
+/// Streams whole segments into a part, from that of `start` on, to the one that holds the position that `end`
+/// will say. The last one is filled up with zeros.
+pub(super) async fn stream(
+    replication: &mut Replication,
+    slot: &str,
+    start: WalPosition,
+    segment_bytes: u64,
+    end: watch::Receiver<Option<Lsn>>,
+    sink: Arc<dyn PartSink>,
+) -> Result<()> {
+    let mut archive = Shards::new(sink, WAL, "pg_wal");
+    if start.timeline > 1 {
+        let history = replication.timeline_history(start.timeline).await?;
+        archive.member(&header(&history.name, history.text.len() as u64)).await?;
+        archive.data(history.text.into()).await?;
+    }
+    let mut writer = Segments {
+        archive,
+        timeline: start.timeline,
+        segment_bytes,
+        at: start.lsn.0 / segment_bytes * segment_bytes,
+    };
+    let from = WalPosition { lsn: Lsn(writer.at), ..start };
+    let mut stream = replication.stream_wal(Some(slot), from).await?;
+    let mut end = Some(end);
+    let mut until = None;
+    let mut tick = tokio::time::interval(CONFIRM);
+    while until.is_none_or(|until: Lsn| writer.at < until.0) {
+        let changed = async {
+            match &mut end {
+                Some(end) => end.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let message = tokio::select! {
+            known = changed => {
+                match known {
+                    Ok(()) => until = end.as_ref().and_then(|end| *end.borrow()),
+                    // The backup itself failed, and says why.
+                    Err(_) => end = None,
+                }
+                continue;
+            }
+            _ = tick.tick() => {
+                stream.confirm(Lsn(writer.at), Lsn(writer.at)).await?;
+                continue;
+            }
+            message = stream.next() => message?,
+        };
+        match message {
+            WalMessage::Data { bytes, .. } => writer.write(bytes).await?,
+            WalMessage::Keepalive { answer: true, .. } => {
+                stream.confirm(Lsn(writer.at), Lsn(writer.at)).await?;
+            }
+            WalMessage::Keepalive { .. } => {}
+            WalMessage::End(_) => {
+                return Err(Error::new(
+                    ErrorKind::Database,
+                    "the server changed its timeline during the backup",
+                )
+                .with_hint("a standby was promoted: run the backup again"));
+            }
+        }
+    }
+    writer.finish().await
+}
+
+struct Segments {
+    archive: Shards,
+    timeline: u32,
+    segment_bytes: u64,
+    /// Position of the next byte.
+    at: u64,
+}
+
+impl Segments {
+    async fn write(&mut self, mut bytes: Bytes) -> Result<()> {
+        while !bytes.is_empty() {
+            let within = self.at % self.segment_bytes;
+            if within == 0 {
+                let name = segment_name(self.timeline, self.at / self.segment_bytes, self.segment_bytes);
+                self.archive.member(&header(&name, self.segment_bytes)).await?;
+            }
+            let room = usize::try_from(self.segment_bytes - within).unwrap_or(usize::MAX);
+            let piece = bytes.split_to(room.min(bytes.len()));
+            self.at += piece.len() as u64;
+            self.archive.data(piece).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<()> {
+        while self.at % self.segment_bytes != 0 {
+            let missing =
+                usize::try_from(self.segment_bytes - self.at % self.segment_bytes).unwrap_or(usize::MAX);
+            self.write(Bytes::from_static(&ZEROS[..missing.min(ZEROS.len())])).await?;
+        }
+        self.archive.close().await
+    }
+}
+
+fn header(name: &str, size: u64) -> Header {
+    let mut header = Header::new_ustar();
+    // Such a name is short.
+    let _ = header.set_path(format!("pg_wal/{name}"));
+    header.set_size(size);
+    header.set_mode(0o600);
+    header.set_entry_type(EntryType::Regular);
+    header.set_cksum();
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment_name;
+
+    #[test]
+    fn segments_are_named_as_the_server_names_them() {
+        // SELECT pg_walfile_name('16/B374D848') says so.
+        assert_eq!(segment_name(1, 0x16_B374_D848 / (16 << 20), 16 << 20), "0000000100000016000000B3");
+        assert_eq!(segment_name(2, 0x16_B374_D848 / (64 << 20), 64 << 20), "00000002000000160000002C");
+    }
+}

@@ -1,0 +1,209 @@
+//! Physical backups of servers at work, restored, started and compared.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgark::physical::{BaseBackupDump, DataDirectory};
+use pgark::postgres::{TempServer, TempServerOptions};
+use pgark::repository::BackupRecord;
+use pgark::{Backup, CancellationToken, ErrorKind, Repository, Restore, Result};
+use support::{connect, fingerprint, keys, memory_repository, sample, server, server_with, sql};
+
+/// A repository in memory, and one encrypted physical backup in it.
+struct BackedUp {
+    repository: Repository,
+    record: BackupRecord,
+    identity: pgark::crypt::IdentityFile,
+}
+
+async fn back_up(server: &TempServer) -> BackedUp {
+    let (repository, _) = memory_repository().await;
+    let (identity, recipient) = keys();
+    let summary = Backup::builder()
+        .repository(repository.clone())
+        .dumper(BaseBackupDump::new(server.conninfo("postgres").unwrap()))
+        .encryptor(pgark::crypt::Age::new().to(&recipient).unwrap())
+        .build()
+        .unwrap()
+        .run(&CancellationToken::new())
+        .await
+        .unwrap();
+    let record = repository.record(&summary.backup.cluster, &summary.backup.id).await.unwrap();
+    BackedUp { repository, record, identity }
+}
+
+impl BackedUp {
+    async fn restore(&self, into: DataDirectory) -> Result<()> {
+        Restore::builder()
+            .backup(self.repository.clone(), self.record.clone())
+            .restorer(into)
+            .encryptor(pgark::crypt::Age::new().identities(self.identity.clone()))
+            .build()?
+            .run(&CancellationToken::new())
+            .await
+            .map(drop)
+    }
+}
+
+fn run(server: &TempServer, program: &str, args: &[&str]) {
+    let output = Command::new(server.bin().join(program)).args(args).output().unwrap();
+    let words =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program}: {words}");
+}
+
+/// Moves money between accounts until it is told to end, so that the sum stays the same.
+fn at_work(server: &TempServer) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u32>) {
+    let go_on = Arc::new(AtomicBool::new(true));
+    let (going, connection) = (Arc::clone(&go_on), server.conninfo("postgres").unwrap());
+    let work = tokio::spawn(async move {
+        let session = connection.connect().await.unwrap();
+        let mut done = 0;
+        while going.load(Ordering::Relaxed) {
+            let (from, to) = (done % 1000, (done * 7 + 1) % 1000);
+            let transfer = format!(
+                "UPDATE accounts SET balance = balance - 5 WHERE id = {from}; UPDATE accounts SET balance = balance + 5 WHERE id = {to}"
+            );
+            session.rows(&transfer).await.unwrap();
+            done += 1;
+        }
+        done
+    });
+    (go_on, work)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_at_work_comes_back() {
+    let server = server();
+    sql(&server, "postgres", &sample(20_000)).await;
+    sql(&server, "postgres", "CREATE DATABASE other").await;
+    sql(&server, "other", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await;
+    sql(
+        &server,
+        "postgres",
+        "CREATE TABLE accounts AS SELECT n AS id, 100 AS balance FROM generate_series(0, 999) n",
+    )
+    .await;
+    let (go_on, work) = at_work(&server);
+    let backup = back_up(&server).await;
+    go_on.store(false, Ordering::Relaxed);
+    assert!(work.await.unwrap() > 0, "nothing was written during the backup");
+
+    let facts = serde_json::to_string(&backup.record.summary).unwrap();
+    assert!(facts.contains("end_lsn") && facts.contains("\"checksum_failures\":false"), "{facts}");
+    assert_eq!(
+        sql(&server, "postgres", "SELECT count(*) FROM pg_replication_slots").await,
+        [[Some("0".to_owned())]]
+    );
+    let before = fingerprint(&connect(&server.url("postgres")).await).await;
+
+    let target = server.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    assert!(!target.join("pgark.restore").exists() && target.join("recovery.signal").exists());
+    let copy = server.start_on(&target).unwrap();
+    let money = "SELECT sum(balance), count(*) FROM accounts";
+    assert_eq!(sql(&copy, "postgres", money).await, [[Some("100000".to_owned()), Some("1000".to_owned())]]);
+    // All but the accounts stood still.
+    let still = |all: Vec<String>| all.into_iter().filter(|t| !t.contains("accounts")).collect::<Vec<_>>();
+    let after = fingerprint(&connect(&copy.url("postgres")).await).await;
+    assert_eq!(still(after), still(before));
+    assert_eq!(sql(&copy, "other", "SELECT count(*) FROM t").await, [[Some("1000".to_owned())]]);
+    // It is harmless: a timeline of its own, and no archiving.
+    let facts = "SELECT timeline_id, current_setting('archive_mode'), pg_is_in_recovery() FROM pg_control_checkpoint()";
+    let wanted = [Some("2".to_owned()), Some("off".to_owned()), Some("f".to_owned())];
+    sql(&copy, "postgres", "CHECKPOINT").await;
+    assert_eq!(sql(&copy, "postgres", facts).await, [wanted]);
+    run(
+        &copy,
+        "pg_amcheck",
+        &["-h", &copy.folder().display().to_string(), "-U", "postgres", "--all", "--install-missing"],
+    );
+
+    // The second timeline has a history, without which the next copy would not start.
+    let again = back_up(&copy).await;
+    let target = server.folder().join("again");
+    again.restore(DataDirectory::at(&target)).await.unwrap();
+    let second = copy.start_on(&target).unwrap();
+    assert_eq!(sql(&second, "postgres", money).await, [[Some("100000".to_owned()), Some("1000".to_owned())]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tablespaces_never_point_into_the_source() {
+    let server = server();
+    let folder = |name: &str| server.folder().join(name);
+    let owner = std::fs::metadata(server.data()).unwrap();
+    let own = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    };
+    std::fs::create_dir(folder("fast")).unwrap();
+    own(&folder("fast"));
+    sql(&server, "postgres", &format!("CREATE TABLESPACE fast LOCATION '{}'", folder("fast").display()))
+        .await;
+    sql(&server, "postgres", "CREATE TABLE here TABLESPACE fast AS SELECT n FROM generate_series(1, 5000) n")
+        .await;
+    let rows = sql(&server, "postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
+    let oid: u32 = rows[0][0].as_ref().unwrap().parse().unwrap();
+    let backup = back_up(&server).await;
+
+    // Where the source's tablespace still is, nothing is restored, and nothing is touched.
+    let target = folder("restored");
+    let error = backup.restore(DataDirectory::at(&target)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+    assert!(error.to_string().contains("fast") && !target.exists(), "{error:?}");
+    let error = backup.restore(DataDirectory::at(&target).tablespace(1, "/x")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage, "{error:?}");
+
+    backup.restore(DataDirectory::at(&target).tablespace(oid, folder("moved"))).await.unwrap();
+    let copy = server.start_on(&target).unwrap();
+    sql(&copy, "postgres", "DROP TABLE here").await;
+    sql(&copy, "postgres", "CHECKPOINT").await;
+    assert_eq!(sql(&server, "postgres", "SELECT count(*) FROM here").await, [[Some("5000".to_owned())]]);
+    server.stop("immediate").unwrap();
+    server.start_again().unwrap();
+    assert_eq!(sql(&server, "postgres", "SELECT count(*) FROM here").await, [[Some("5000".to_owned())]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_was_interrupted_runs_again() {
+    let server = server();
+    sql(&server, "postgres", &sample(1000)).await;
+    let backup = back_up(&server).await;
+    let target = server.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    // A folder with something in it is left alone.
+    let error = backup.restore(DataDirectory::at(&target)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+    // As if it had been killed: the marker is there, files are cut or missing, and no server starts on it.
+    std::fs::write(target.join("pgark.restore"), target.display().to_string()).unwrap();
+    std::fs::rename(target.join("global/pg_control"), target.join("global/pg_control.pgark")).unwrap();
+    std::fs::remove_file(target.join("PG_VERSION")).unwrap();
+    std::fs::write(target.join("base/1/1259"), "cut").unwrap();
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    let copy = server.start_on(&target).unwrap();
+    let (before, after) = (connect(&server.url("postgres")).await, connect(&copy.url("postgres")).await);
+    assert_eq!(fingerprint(&before).await, fingerprint(&after).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_physical_backup_needs_is_asked_for() {
+    let mut options = TempServerOptions::default();
+    options.settings.push("max_wal_senders = 1".into());
+    let server = server_with(&options);
+    let (repository, memory) = memory_repository().await;
+    let backup = Backup::builder()
+        .repository(repository)
+        .dumper(BaseBackupDump::new(server.conninfo("postgres").unwrap()))
+        .build()
+        .unwrap();
+    let error = backup.run(&CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect, "{error:?}");
+    assert!(error.hint().unwrap().contains("max_wal_senders"), "{error:?}");
+    assert_eq!(memory.keys(), ["pgark.json"]);
+}
