@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgark::physical::{BaseBackupDump, DataDirectory};
-use pgark::postgres::{TempServer, TempServerOptions};
+use pgark::postgres::{ConnInfo, TempServer, TempServerOptions};
 use pgark::repository::BackupRecord;
 use pgark::{Backup, CancellationToken, ErrorKind, Repository, Restore, Result};
-use support::{connect, fingerprint, keys, memory_repository, sample, server, server_with, sql};
+use support::{
+    connect, conninfo, containers, fingerprint, keys, left_out, memory_repository, sample, server,
+    server_with, sql,
+};
 
 /// A repository in memory, and one encrypted physical backup in it.
 struct BackedUp {
@@ -23,11 +26,15 @@ struct BackedUp {
 }
 
 async fn back_up(server: &TempServer) -> BackedUp {
+    back_up_from(server.conninfo("postgres").unwrap()).await
+}
+
+async fn back_up_from(connection: ConnInfo) -> BackedUp {
     let (repository, _) = memory_repository().await;
     let (identity, recipient) = keys();
     let summary = Backup::builder()
         .repository(repository.clone())
-        .dumper(BaseBackupDump::new(server.conninfo("postgres").unwrap()))
+        .dumper(BaseBackupDump::new(connection))
         .encryptor(pgark::crypt::Age::new().to(&recipient).unwrap())
         .build()
         .unwrap()
@@ -206,4 +213,64 @@ async fn what_a_physical_backup_needs_is_asked_for() {
     assert_eq!(error.kind(), ErrorKind::Connect, "{error:?}");
     assert!(error.hint().unwrap().contains("max_wal_senders"), "{error:?}");
     assert_eq!(memory.keys(), ["pgark.json"]);
+}
+
+/// Newer servers, over TCP, with a password. What was restored is checked by their own `pg_verifybackup`, WAL
+/// included, and started.
+async fn restores_from_a_container(major: u32) {
+    if left_out("docker") {
+        return;
+    }
+    let container = containers::start(major).await;
+    let session = connect(&container.url("postgres")).await;
+    session.rows(&sample(5000)).await.unwrap();
+    // The image only lets replication in from its own host.
+    let line =
+        "COPY (SELECT 'host replication all all scram-sha-256') TO PROGRAM 'cat >> \"$PGDATA/pg_hba.conf\"'";
+    session.rows(line).await.unwrap();
+    session.rows("SELECT pg_reload_conf()").await.unwrap();
+    let count = "SELECT count(*), sum(hashtextextended(p::text, 7)) FROM people p";
+    let before = session.rows(count).await.unwrap();
+    let backup = back_up_from(conninfo(&container.url("postgres"))).await;
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("data");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    let script = format!(
+        "set -e; chown -R postgres /restored; bin=$(dirname $(find / -name pg_verifybackup -not -path '/proc/*' -path '*/{major}/*' | head -n 1)); \
+         $bin/pg_verifybackup --quiet --ignore=postgresql.auto.conf --ignore=recovery.signal --ignore=pg_wal --ignore=tablespace_map /restored/data >&2; \
+         su postgres -c \"$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start\" >&2 || {{ cat /tmp/log >&2; exit 1; }}; \
+         su postgres -c \"psql -h /tmp -XAtF' ' -c '{count}'\"; su postgres -c \"$bin/pg_ctl -D /restored/data -m fast -w stop\" >&2; rm -rf /restored/data"
+    );
+    let mount = format!("{}:/restored", folder.path().display());
+    let image = format!("postgres:{major}");
+    let output = Command::new("docker")
+        .args([
+            "run",
+            "--rm",
+            "--user",
+            "root",
+            "--entrypoint",
+            "bash",
+            "--volume",
+            &mount,
+            &image,
+            "-c",
+            &script,
+        ])
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    let wanted: Vec<String> = before[0].iter().map(|v| v.clone().unwrap()).collect();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), wanted.join(" "), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_17_comes_back() {
+    restores_from_a_container(17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_18_comes_back() {
+    restores_from_a_container(18).await;
 }

@@ -179,9 +179,9 @@ async fn unpack(
         let bytes = bytes?;
         unpacker = tokio::task::spawn_blocking(move || {
             if plain {
-                unpacker.write(&bytes)?
+                unpacker.write(&bytes)?;
             } else {
-                unpacker.take(bytes)?
+                unpacker.take(bytes)?;
             }
             Ok::<_, Error>(unpacker)
         })
@@ -244,18 +244,18 @@ impl Unpacker {
 
     fn create(&self, path: &Path, mode: u32) -> Result<(File, PathBuf)> {
         let path = self.folder.join(path);
-        let made = || {
+        let opened = || {
             let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
             own(&path, self.owner)?;
             Ok::<_, io::Error>(file)
         };
-        match made() {
+        match opened() {
             Ok(file) => Ok((file, path)),
             // Its folder may stand in another part, which comes later.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let parent = path.parent().unwrap_or(&self.folder);
                 make_folder(parent, 0o700, self.owner)?;
-                made()
+                opened()
                     .map_err(|e| Error::io(format!("creating {}", path.display()), e))
                     .map(|file| (file, path.clone()))
             }

@@ -116,7 +116,7 @@ impl Segments {
     }
 
     async fn finish(mut self) -> Result<()> {
-        while self.at % self.segment_bytes != 0 {
+        while !self.at.is_multiple_of(self.segment_bytes) {
             let missing =
                 usize::try_from(self.segment_bytes - self.at % self.segment_bytes).unwrap_or(usize::MAX);
             self.write(Bytes::from_static(&ZEROS[..missing.min(ZEROS.len())])).await?;
