@@ -143,7 +143,11 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
     line("backup", backup.id.as_str());
     line("cluster", backup.cluster.as_str());
     line("kind", &backup.kind);
-    line("database", source(backup, "database"));
+    if backup.kind == pgark::physical::KIND {
+        line("WAL", &format!("{} to {}", source(backup, "start_lsn"), source(backup, "end_lsn")));
+    } else {
+        line("database", source(backup, "database"));
+    }
     line("server", source(backup, "server_version"));
     line("system id", source(backup, "system_identifier"));
     line("started", &format!("{:.0}", backup.started));

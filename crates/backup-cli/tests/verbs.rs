@@ -286,3 +286,50 @@ fn completions_and_the_demo() {
         "nothing is left in the folder it ran in"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_backed_up_and_restored() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let (key, recipient) = pgark.key("key");
+    let plan = pgark.json(&["backup", "--repo", &repo, "--db", &db, "--physical", "--dry-run"]);
+    assert!(plan["preview"]["raw_bytes"].as_u64().unwrap() > 1 << 20, "{plan}");
+    assert!(!pgark.path("repo").exists(), "a dry run makes nothing");
+
+    let made = pgark.json(&[
+        "backup",
+        "--repo",
+        &repo,
+        "--db",
+        &db,
+        "--physical",
+        "--recipient",
+        &recipient,
+        "--max-rate",
+        "1048576",
+    ]);
+    assert_eq!(
+        (&made["backup"]["kind"], &made["backup"]["warnings"]),
+        (&"physical".into(), &0.into()),
+        "{made}"
+    );
+    let shown = pgark.text(&["show", "--repo", &repo, "latest"]);
+    assert!(shown.contains("physical") && shown.contains("WAL          0/"), "{shown}");
+    assert_eq!(pgark.json(&["verify", "--repo", &repo, "--identity", &key])["good"], true);
+
+    // Each kind has its place, and what is there is left alone.
+    let into = server.url("restored");
+    pgark
+        .fails(&["restore", "--repo", &repo, "--identity", &key, "--into", &into], ErrorKind::Unsupported)
+        .says("data directory");
+    let target = server.folder().join("copy");
+    let there = target.display().to_string();
+    let restore = ["restore", "--repo", &repo, "--identity", &key, "--target-dir", &there];
+    let done = pgark.json(&restore);
+    assert_eq!(done["restored"]["target"]["timeline"], 1, "{done}");
+    pgark.fails(&restore, ErrorKind::Conflict).says("not empty");
+    let copy = server.start_on(&target).unwrap();
+    let (source, copy) = (connect(&db).await, connect(&copy.url("postgres")).await);
+    assert_eq!(fingerprint(&source).await, fingerprint(&copy).await);
+}
