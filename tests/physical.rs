@@ -274,3 +274,39 @@ async fn a_cluster_of_17_comes_back() {
 async fn a_cluster_of_18_comes_back() {
     restores_from_a_container(18).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_backed_up_while_it_replays() {
+    let primary = server();
+    sql(&primary, "postgres", &sample(5000)).await;
+    sql(
+        &primary,
+        "postgres",
+        "CREATE TABLE accounts AS SELECT n AS id, 100 AS balance FROM generate_series(0, 999) n",
+    )
+    .await;
+    let target = primary.folder().join("standby");
+    back_up(&primary).await.restore(DataDirectory::at(&target)).await.unwrap();
+    // A replica is a copy that is told to follow.
+    std::fs::rename(target.join("recovery.signal"), target.join("standby.signal")).unwrap();
+    let settings = target.join("postgresql.auto.conf");
+    let follow = format!("primary_conninfo = '{}'\n", primary.url("replication"));
+    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &follow).unwrap();
+    let standby = primary.start_on(&target).unwrap();
+    assert_eq!(sql(&standby, "postgres", "SELECT pg_is_in_recovery()").await, [[Some("t".to_owned())]]);
+
+    let (go_on, work) = at_work(&primary);
+    let backup = back_up(&standby).await;
+    go_on.store(false, Ordering::Relaxed);
+    assert!(work.await.unwrap() > 0, "nothing was written during the backup");
+    let target = primary.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    assert!(!target.join("standby.signal").exists(), "the copy follows nobody");
+    let copy = primary.start_on(&target).unwrap();
+    let facts = "SELECT sum(balance), count(*), pg_is_in_recovery() FROM accounts";
+    let wanted = ["100000", "1000", "f"].map(|v| Some(v.to_owned()));
+    assert_eq!(sql(&copy, "postgres", facts).await, [wanted]);
+    let still = |all: Vec<String>| all.into_iter().filter(|t| !t.contains("accounts")).collect::<Vec<_>>();
+    let source = fingerprint(&connect(&primary.url("postgres")).await).await;
+    assert_eq!(still(fingerprint(&connect(&copy.url("postgres")).await).await), still(source));
+}
