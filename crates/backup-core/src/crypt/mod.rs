@@ -48,10 +48,18 @@ impl Cipher for AgeCipher {
     }
 
     fn open(&self, from: Box<dyn Read + Send>) -> Result<Box<dyn Read + Send>> {
-        let decryptor = age::Decryptor::new(from).map_err(|e| not_opened(&e))?;
+        // The backup's own key is here already: what it does not open is not what was sealed to it.
+        let damaged = |e: &age::DecryptError| match not_opened(e) {
+            e if e.kind() == ErrorKind::WrongKey => Error::new(
+                ErrorKind::Integrity,
+                "a sealed object is damaged, or of another backup: the backup's key does not open it",
+            ),
+            e => e,
+        };
+        let decryptor = age::Decryptor::new(from).map_err(|e| damaged(&e))?;
         let reader = decryptor
             .decrypt(std::iter::once(&self.identity as &dyn age::Identity))
-            .map_err(|e| not_opened(&e))?;
+            .map_err(|e| damaged(&e))?;
         Ok(Box::new(reader))
     }
 
