@@ -7,6 +7,7 @@ use backup_core::crypt::{Age, IdentityFile};
 use backup_core::logical::{PgDump, PgRestore};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
+use backup_core::state::HostState;
 use backup_core::{Backup, BackupBuilder, Error, ErrorKind, Repository, Result, Store, codec};
 use backup_storage::open;
 
@@ -98,6 +99,15 @@ impl Settings {
             age = age.passphrase(passphrase.into());
         }
         Ok(age.can_read().then_some(age))
+    }
+
+    /// What this host keeps for a cluster of a repository.
+    pub fn host_state(&self, repository: &Repository, cluster: &ClusterName) -> Result<HostState> {
+        let folder = match &self.state {
+            Some(folder) => folder.clone(),
+            None => HostState::default_folder()?,
+        };
+        Ok(HostState::of(&folder, repository, cluster))
     }
 
     fn tools(&self) -> Tools {

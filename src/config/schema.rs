@@ -23,6 +23,8 @@ struct File {
     #[serde(default)]
     backup: BackupTable,
     #[serde(default)]
+    host: HostTable,
+    #[serde(default)]
     cluster: BTreeMap<Spanned<String>, ClusterTable>,
 }
 
@@ -61,6 +63,12 @@ struct BackupTable {
     pg_bin: Option<PathBuf>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct HostTable {
+    state: Option<PathBuf>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClusterTable {
@@ -95,6 +103,8 @@ pub struct Settings {
     pub compress: Option<String>,
     /// Folder of PostgreSQL's client tools.
     pub pg_bin: Option<PathBuf>,
+    /// Folder of what is kept on this host from one run to the next.
+    pub state: Option<PathBuf>,
     /// The clusters of the file: name, connection settings.
     pub clusters: BTreeMap<ClusterName, String>,
 }
@@ -172,6 +182,7 @@ impl Settings {
             settings.compress = Some(compress.into_inner());
         }
         settings.pg_bin = file.backup.pg_bin.map(|p| below(&p));
+        settings.state = file.host.state.map(|p| below(&p));
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
             settings.clusters.insert(name, table.db);
@@ -202,11 +213,14 @@ mod tests {
             [backup]
             jobs = 3
             compress = "zstd:9"
+            [host]
+            state = "state"
             [cluster.shop]
             db = "service=shop"
             "#,
         )
         .unwrap();
+        assert_eq!(settings.state, Some(PathBuf::from("/etc/pgark/state")));
         assert_eq!(settings.repository.as_deref(), Some("s3://acme/prod"));
         assert_eq!(settings.store.retry.timeout.as_secs(), 5);
         assert_eq!(settings.encryption.identity_files, [PathBuf::from("/etc/pgark/key.txt")]);

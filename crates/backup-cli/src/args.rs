@@ -23,6 +23,10 @@ pub(crate) struct Cli {
     /// The repository: a folder, s3://bucket/folder, gs://bucket/folder, az://container/folder
     #[arg(long, global = true, env = "PGARK_REPO", value_name = "URL")]
     pub(crate) repo: Option<String>,
+    /// Folder of what is kept on this host from one run to the next
+    /// [default: /var/lib/pgark for root, else ~/.local/state/pgark]
+    #[arg(long, global = true, env = "PGARK_STATE", value_name = "FOLDER")]
+    pub(crate) state: Option<PathBuf>,
     /// Prints JSON on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -228,6 +232,7 @@ impl Cli {
         if let Some(repo) = &self.repo {
             settings.repository = Some(repo.clone());
         }
+        settings.state = self.state.clone().or(settings.state);
         Ok(settings)
     }
 

@@ -31,6 +31,7 @@ pub mod pipeline;
 pub mod postgres;
 pub mod repository;
 pub mod retention;
+pub mod state;
 pub mod verify;
 
 pub use backup::{Backup, BackupBuilder, Summary};
