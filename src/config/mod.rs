@@ -6,7 +6,9 @@
 mod build;
 mod place;
 mod schema;
+mod wal;
 mod work;
 
 pub use schema::{DEFAULT_PATHS, EncryptionSettings, Settings};
+pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, Listing, What};

@@ -64,6 +64,9 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
+    /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Makes keys, and changes who can read a backup
     #[command(subcommand)]
     Key(KeyCommand),
@@ -178,6 +181,58 @@ pub(crate) struct VerifyArgs {
     /// How much is done at once [default: all cores]
     #[arg(long, short, value_name = "N")]
     pub(crate) jobs: Option<usize>,
+}
+
+// The comments are the help that people read in a terminal.
+#[allow(clippy::doc_markdown)]
+#[derive(Subcommand)]
+pub(crate) enum WalCommand {
+    /// Stores a WAL file: archive_command = 'pgark wal push %p'
+    Push {
+        /// The file, %p
+        path: PathBuf,
+        /// How many files that wait are pushed at once, in the background; 0 pushes none
+        #[arg(long, value_name = "N", default_value_t = 2)]
+        ahead: usize,
+        /// Pushes the files that wait in the folder, and not this one
+        #[arg(long, hide = true)]
+        background: bool,
+    },
+    /// Fetches a WAL file: restore_command = 'pgark wal fetch %f %p'
+    Fetch {
+        /// Its name, %f
+        name: String,
+        /// Where it goes, %p
+        to: PathBuf,
+        /// How many segments behind it are read ahead, in the background; 0 reads none
+        #[arg(long, value_name = "N", default_value_t = 8)]
+        ahead: u64,
+        /// Reads the segments behind it ahead, and not this one
+        #[arg(long, hide = true)]
+        background: bool,
+        #[command(flatten)]
+        keys: ReadKeys,
+    },
+    /// Shows timelines, gaps, and up to where each backup can be recovered
+    List,
+    /// Reads the archive through, compares every byte with its digest, and looks for gaps
+    Verify {
+        /// Compares the stored bytes only; needs no key
+        #[arg(long)]
+        stored: bool,
+        #[command(flatten)]
+        keys: ReadKeys,
+        /// How much is done at once [default: all cores]
+        #[arg(long, short, value_name = "N")]
+        jobs: Option<usize>,
+    },
+    /// Says which one of several different files of a name counts; the others are kept
+    Resolve {
+        /// The segment
+        segment: String,
+        /// Digest of the one that counts, or its beginning
+        digest: String,
+    },
 }
 
 #[derive(Subcommand)]

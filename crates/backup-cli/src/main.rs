@@ -14,13 +14,21 @@ use pgark::{CancellationToken, Error, ErrorKind};
 use args::Cli;
 
 fn main() -> ExitCode {
+    if commands::wal::failure_code(std::env::args_os().skip(1)).is_some() {
+        let default = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            default(panic);
+            // Rust's own exit code would tell PostgreSQL something that is not true.
+            std::process::exit(code_of(ErrorKind::Internal).into());
+        }));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to standard output and are no failure.
             let failed = error.use_stderr();
             let _ = error.print();
-            return if failed { ExitCode::from(ErrorKind::Usage.code()) } else { ExitCode::SUCCESS };
+            return if failed { exit_code(ErrorKind::Usage) } else { ExitCode::SUCCESS };
         }
     };
     tracing_subscriber::fmt()
@@ -63,7 +71,7 @@ async fn cancel_on_signal(cancel: CancellationToken) {
             _ = terminate.recv() => {}
         }
         if cancel.is_cancelled() {
-            std::process::exit(i32::from(ErrorKind::Cancelled.code()));
+            std::process::exit(code_of(ErrorKind::Cancelled).into());
         }
         cancel.cancel();
     }
@@ -78,5 +86,14 @@ fn fail(error: &Error, json: bool) -> ExitCode {
     } else {
         stderr.write_all(render::error_text(error).as_bytes())
     };
-    ExitCode::from(error.kind().code())
+    exit_code(error.kind())
+}
+
+/// The exit code of a failure.
+fn code_of(kind: ErrorKind) -> u8 {
+    commands::wal::failure_code(std::env::args_os().skip(1)).unwrap_or(kind.code())
+}
+
+fn exit_code(kind: ErrorKind) -> ExitCode {
+    ExitCode::from(code_of(kind))
 }

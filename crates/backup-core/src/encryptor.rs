@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
+use crate::repository::Digest;
 
 /// Makes the key of a backup, and opens it again.
 ///
@@ -25,6 +26,12 @@ pub trait Encryptor: Send + Sync {
 
     /// Opens a wrapped key.
     fn open_key(&self, wrapped: &[u8]) -> Result<Arc<dyn Cipher>>;
+
+    /// The cipher of a key whose secret this host has kept: what [`Cipher::secret`] gave.
+    fn cipher(&self, secret: &secrecy::SecretString) -> Result<Arc<dyn Cipher>>;
+
+    /// Digest of who the readers are: a key that is used for a while is made anew when it has changed.
+    fn readers(&self) -> Digest;
 
     /// Wraps the key of an opened cipher for the readers of this encryptor.
     fn rewrap(&self, cipher: &dyn Cipher) -> Result<Bytes>;
@@ -46,7 +53,7 @@ pub trait Cipher: Send + Sync {
     /// Opens a sealed stream. Errors of the reader keep their kind; a broken seal is `InvalidData`.
     fn open(&self, from: Box<dyn Read + Send>) -> Result<Box<dyn Read + Send>>;
 
-    /// The secret key as text. Only [`Encryptor::rewrap`] asks for it.
+    /// The secret key as text, for [`Encryptor::rewrap`] and [`Encryptor::cipher`].
     fn secret(&self) -> secrecy::SecretString;
 }
 

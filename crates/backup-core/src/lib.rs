@@ -20,6 +20,7 @@ mod dumper;
 mod encryptor;
 mod error;
 mod restore;
+mod shared_writer;
 mod store;
 
 pub mod codec;
@@ -33,6 +34,7 @@ pub mod repository;
 pub mod retention;
 pub mod state;
 pub mod verify;
+pub mod wal;
 
 pub use backup::{Backup, BackupBuilder, Summary};
 pub use compressor::Compressor;
@@ -44,5 +46,7 @@ pub use pipeline::{CpuPool, MemoryPlan, PipelineOptions};
 pub use repository::Repository;
 pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
-pub use store::{Bytestream, Created, Entry, Meta, Store, Upload, list_sorted, read_if_there, read_whole};
+pub use store::{
+    Bytestream, Created, Entry, Meta, Store, Upload, list_deep, list_sorted, read_if_there, read_whole,
+};
 pub use tokio_util::sync::CancellationToken;

@@ -144,6 +144,27 @@ pub async fn read_if_there(store: &dyn Store, key: &str, limit: usize) -> Result
     }
 }
 
+/// Every object in a folder and in those below it, in any order.
+pub async fn list_deep(store: &dyn Store, folder: &str) -> Result<Vec<Meta>> {
+    /// How many folders are listed at once.
+    const LISTS: usize = 16;
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while !folders.is_empty() {
+        let listed: Vec<Vec<Entry>> = futures::stream::iter(std::mem::take(&mut folders))
+            .map(|folder| async move { store.list(&folder, None).try_collect().await })
+            .buffer_unordered(LISTS)
+            .try_collect()
+            .await?;
+        for entry in listed.into_iter().flatten() {
+            match entry {
+                Entry::Object(meta) => found.push(meta),
+                Entry::Folder(key) => folders.push(key),
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Lists a folder into memory, sorted by name.
 pub async fn list_sorted(store: &dyn Store, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = store.list(folder, after).try_collect().await?;

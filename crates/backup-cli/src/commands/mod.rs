@@ -8,6 +8,7 @@ mod list;
 mod restore;
 mod show;
 mod verify;
+pub(crate) mod wal;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Show(args) => show::run(&cli, args).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
+        Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,
         Command::Demo(args) => demo::run(&cli, args, cancel).await?,
         Command::Completions { shell } => {

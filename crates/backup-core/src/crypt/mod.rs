@@ -20,6 +20,7 @@ pub use readers::Age;
 
 use crate::encryptor::{Cipher, Encryptor, Seal};
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::Digest;
 
 /// The identity of one backup.
 pub(crate) struct AgeCipher {
@@ -117,10 +118,17 @@ impl Encryptor for Age {
     }
 
     fn open_key(&self, wrapped: &[u8]) -> Result<Arc<dyn Cipher>> {
-        let text = self.unwrap_key(wrapped)?;
-        let cipher = AgeCipher::parse(text.expose_secret())
-            .ok_or_else(|| Error::new(ErrorKind::Integrity, "the backup's key is not an age identity"))?;
+        self.cipher(&self.unwrap_key(wrapped)?)
+    }
+
+    fn cipher(&self, secret: &SecretString) -> Result<Arc<dyn Cipher>> {
+        let cipher = AgeCipher::parse(secret.expose_secret())
+            .ok_or_else(|| Error::new(ErrorKind::Integrity, "the key is not an age identity"))?;
         Ok(Arc::new(cipher))
+    }
+
+    fn readers(&self) -> Digest {
+        Digest::of(self.readers_text().expose_secret().as_bytes())
     }
 
     fn rewrap(&self, cipher: &dyn Cipher) -> Result<Bytes> {

@@ -87,6 +87,21 @@ impl Age {
         if self.passphrase.is_some() { (128 * 8) << SCRYPT_LOG_N } else { 0 }
     }
 
+    /// Who the readers are, in one order.
+    pub(super) fn readers_text(&self) -> SecretString {
+        let mut lines: Vec<String> = self
+            .recipients
+            .iter()
+            .map(|r| match r {
+                Recipient::X25519(r) => r.to_string(),
+                Recipient::Ssh(r) => r.to_string(),
+            })
+            .collect();
+        lines.sort();
+        lines.extend(self.passphrase.as_ref().map(|p| format!("passphrase {}", p.expose_secret())));
+        lines.join("\n").into()
+    }
+
     pub(super) fn wrap_key(&self, secret: &SecretString) -> Result<Bytes> {
         let mut wrapped = Vec::new();
         let scrypt;

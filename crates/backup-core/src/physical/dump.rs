@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -15,6 +16,8 @@ use crate::event::Event;
 use crate::postgres::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, ConnInfo, Item, Lsn, Replication, Session, WalPosition,
 };
+use crate::repository::BackupSummary;
+use crate::wal::BackupSpan;
 
 /// Backs up a whole cluster over the replication protocol: its files, and the WAL that was written meanwhile, so
 /// that the backup restores alone. A standby can be backed up as well.
@@ -44,6 +47,18 @@ pub(super) struct TablespaceOf {
     pub(super) location: String,
 }
 
+/// Where a physical backup stands among the WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Span {
+    /// The system identifier of its cluster.
+    pub system: u64,
+    /// When it ended, by the server's clock: no earlier moment can be reached from it.
+    pub ended: Timestamp,
+    /// The WAL from its beginning to its end, which it has of its own.
+    pub wal: BackupSpan,
+}
+
 /// The cluster to back up, and connections to it.
 struct Source {
     facts: Map<String, Value>,
@@ -53,6 +68,8 @@ struct Source {
     log: Replication,
     /// Sends the files.
     files: Replication,
+    /// Tells the time.
+    session: Session,
 }
 
 impl BaseBackupDump {
@@ -109,7 +126,7 @@ impl BaseBackupDump {
         facts.insert("server_version".to_owned(), version.into());
         facts.insert("system_identifier".to_owned(), system.identifier.to_string().into());
         facts.insert("wal_segment_bytes".to_owned(), segment_bytes.into());
-        Ok(Source { facts, segment_bytes, warnings: outside(&session).await, log, files })
+        Ok(Source { facts, segment_bytes, warnings: outside(&session).await, log, files, session })
     }
 }
 
@@ -166,7 +183,8 @@ impl Dumper for BaseBackupDump {
 
 impl BaseBackupDump {
     async fn dump_all(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
-        let Source { mut facts, segment_bytes, mut warnings, mut log, mut files } = self.connect().await?;
+        let Source { mut facts, segment_bytes, mut warnings, mut log, mut files, session } =
+            self.connect().await?;
         // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
         log.create_slot(&slot, true).await?;
@@ -192,6 +210,9 @@ impl BaseBackupDump {
         for (name, WalPosition { lsn, .. }) in positions {
             facts.insert(name.to_owned(), lsn.to_string().into());
         }
+        // Commits that are later than this are not in the backup.
+        let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+        facts.insert("end_time".to_owned(), session.value(now).await?.into());
         facts.insert("timeline".to_owned(), start.timeline.into());
         facts.insert("checksum_failures".to_owned(), end.checksum_failures.is_some().into());
         warnings.extend(end.warnings);
@@ -257,6 +278,26 @@ async fn close(archive: &mut Option<(Reader, Shards)>) -> Result<()> {
     let Some((reader, mut shards)) = archive.take() else { return Ok(()) };
     reader.finish()?;
     shards.close().await
+}
+
+/// Which cluster a physical backup is of, and what WAL it spans; nothing where its record does not say.
+pub fn span(backup: &BackupSummary) -> Option<Span> {
+    let text = |name: &str| backup.source.get(name).and_then(Value::as_str);
+    let number = |name: &str| backup.source.get(name).and_then(Value::as_u64);
+    if backup.kind != KIND {
+        return None;
+    }
+    Some(Span {
+        system: text("system_identifier")?.parse().ok()?,
+        // Of older records the host's clock is taken.
+        ended: text("end_time").and_then(|time| time.parse().ok()).unwrap_or(backup.finished),
+        wal: BackupSpan {
+            timeline: u32::try_from(number("timeline")?).ok()?,
+            start: text("start_lsn")?.parse().ok()?,
+            end: text("end_lsn")?.parse().ok()?,
+            segment_bytes: number("wal_segment_bytes").filter(|bytes| bytes.is_power_of_two())?,
+        },
+    })
 }
 
 /// The facts that a restore needs.

@@ -9,7 +9,7 @@ mod shards;
 mod tar;
 mod wal;
 
-pub use dump::{BaseBackupDump, PhysicalPreview};
+pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use restore::DataDirectory;
 
 /// [`Dumper::kind`](crate::Dumper::kind) of physical backups.

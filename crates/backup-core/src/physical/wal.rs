@@ -12,17 +12,12 @@ use super::shards::Shards;
 use crate::dumper::PartSink;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Lsn, Replication, WalMessage, WalPosition};
+use crate::wal::SegmentName;
 
 /// How often the server hears how far this side is. It gives up after `wal_sender_timeout`, 60 s.
 const CONFIRM: Duration = Duration::from_secs(10);
 /// Zeros that are written at a time where a segment has no more WAL.
 const ZEROS: &[u8] = &[0; 64 * 1024];
-
-/// Name of a segment's file (`XLogFileName` in `xlog_internal.h`).
-pub(super) fn segment_name(timeline: u32, number: u64, segment_bytes: u64) -> String {
-    let per_id = 0x1_0000_0000 / segment_bytes;
-    format!("{timeline:08X}{:08X}{:08X}", number / per_id, number % per_id)
-}
 
 /// Streams whole segments into a part, from that of `start` on, to the one that holds the position that `end`
 /// will say. The last one is filled up with zeros.
@@ -104,7 +99,7 @@ impl Segments {
         while !bytes.is_empty() {
             let within = self.at % self.segment_bytes;
             if within == 0 {
-                let name = segment_name(self.timeline, self.at / self.segment_bytes, self.segment_bytes);
+                let name = SegmentName::at(self.timeline, Lsn(self.at), self.segment_bytes).to_string();
                 self.archive.member(&header(&name, self.segment_bytes)).await?;
             }
             let room = usize::try_from(self.segment_bytes - within).unwrap_or(usize::MAX);
@@ -134,16 +129,4 @@ fn header(name: &str, size: u64) -> Header {
     header.set_entry_type(EntryType::Regular);
     header.set_cksum();
     header
-}
-
-#[cfg(test)]
-mod tests {
-    use super::segment_name;
-
-    #[test]
-    fn segments_are_named_as_the_server_names_them() {
-        // SELECT pg_walfile_name('16/B374D848') says so.
-        assert_eq!(segment_name(1, 0x16_B374_D848 / (16 << 20), 16 << 20), "0000000100000016000000B3");
-        assert_eq!(segment_name(2, 0x16_B374_D848 / (64 << 20), 64 << 20), "00000002000000160000002C");
-    }
 }

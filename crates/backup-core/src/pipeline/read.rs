@@ -157,7 +157,7 @@ fn open_on_thread(
 ) -> Result<oneshot::Receiver<Result<()>>> {
     let (tx, rx) = oneshot::channel();
     let work = move || {
-        let from = Box::new(ChannelReader { chunks: from_store, current: Bytes::new() });
+        let from = Box::new(ChannelReader::new(from_store));
         let mut reader: Box<dyn Read + Send> = match cipher {
             Some(cipher) => cipher.open(from)?,
             None => from,
@@ -188,9 +188,16 @@ fn open_on_thread(
     Ok(rx)
 }
 
-struct ChannelReader {
+/// Reads on a thread what a task sends.
+pub(crate) struct ChannelReader {
     chunks: mpsc::Receiver<Bytes>,
     current: Bytes,
+}
+
+impl ChannelReader {
+    pub(crate) fn new(chunks: mpsc::Receiver<Bytes>) -> Self {
+        Self { chunks, current: Bytes::new() }
+    }
 }
 
 impl Read for ChannelReader {

@@ -2,6 +2,7 @@
 
 mod client;
 mod conninfo;
+mod control;
 mod lsn;
 mod process;
 mod replication;
@@ -13,6 +14,7 @@ mod x509;
 
 pub use client::{Session, quote_identifier, quote_literal};
 pub use conninfo::{ConnInfo, Environment, Host};
+pub use control::system_identifier;
 pub use lsn::Lsn;
 pub(crate) use process::{Process, Run as ProcessRun};
 pub use replication::{
@@ -24,3 +26,5 @@ pub use tools::{Tool, Tools};
 
 /// The oldest major version that pgark works with.
 pub const OLDEST_MAJOR: u32 = 15;
+/// Microseconds from 1970 to 2000, where PostgreSQL's clock begins.
+pub(crate) const POSTGRES_EPOCH: i64 = 946_684_800_000_000;

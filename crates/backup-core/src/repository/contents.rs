@@ -1,7 +1,7 @@
 //! The sealed contents of a backup: JSON, compressed with zstd, encrypted like the parts.
 
 use std::io::{Cursor, Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -10,6 +10,7 @@ use super::record::{from_json, to_json};
 use super::{BackupContents, BackupRecord, Digest, Repository, layout};
 use crate::encryptor::Cipher;
 use crate::error::{Error, ErrorKind, Result};
+use crate::shared_writer::SharedWriter;
 use crate::store::read_whole;
 
 /// Contents as they are stored.
@@ -20,25 +21,11 @@ pub(crate) fn seal_contents(contents: &BackupContents, cipher: Option<&dyn Ciphe
     encoder.write_all(&to_json(contents)?).map_err(failed)?;
     let compressed = encoder.finish().map_err(failed)?;
     let Some(cipher) = cipher else { return Ok(compressed.into()) };
-    let sealed = Collected::default();
+    let sealed = SharedWriter::new(Vec::new());
     let mut seal = cipher.seal(Box::new(sealed.clone()))?;
     seal.write_all(&compressed).map_err(failed)?;
     seal.finish().map_err(failed)?;
-    Ok(std::mem::take(&mut *sealed.0.lock().unwrap_or_else(PoisonError::into_inner)).into())
-}
-
-#[derive(Clone, Default)]
-struct Collected(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Collected {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    Ok(sealed.take().into())
 }
 
 /// Reads, checks and opens the contents of a backup.

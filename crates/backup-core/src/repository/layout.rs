@@ -33,6 +33,17 @@ pub fn identity(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/identity")
 }
 
+/// Folder of the WAL of one PostgreSQL cluster, by its system identifier: after `initdb` or `pg_upgrade` the names of
+/// segments begin anew.
+pub fn wal(cluster: &ClusterName, system: u64) -> String {
+    format!("{CLUSTERS}/{cluster}/wal/{system}")
+}
+
+/// Folder of the wrapped keys of WAL.
+pub fn wal_keys(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/wal/keys")
+}
+
 /// A part's object, in its backup's folder: `parts/0001.pgdump.zst.age`. Where a part has several, the
 /// second is `parts/0001_002.pgdump.zst.age`: so they sort in their order.
 pub fn part(part: u32, object: usize, kind: &str, codec: Option<&str>, cipher: Option<&str>) -> String {

@@ -1,14 +1,12 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
 
+use super::super::POSTGRES_EPOCH;
 use super::super::client::quote_identifier;
 use super::super::lsn::Lsn;
 use super::wire::{Reply, garbled};
 use super::{Replication, field};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Microseconds from 1970 to 2000, where PostgreSQL's clock begins.
-const EPOCH: i64 = 946_684_800_000_000;
 
 /// A position on a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +104,7 @@ impl WalStream<'_> {
         message.put_u64(flushed.0);
         // Nothing is applied here.
         message.put_u64(0);
-        message.put_i64(Timestamp::now().as_microsecond() - EPOCH);
+        message.put_i64(Timestamp::now().as_microsecond() - POSTGRES_EPOCH);
         message.put_u8(0);
         self.replication.wire.send_data(&message).await
     }

@@ -1,0 +1,235 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use ulid::Ulid;
+
+use super::history::History;
+use super::key::{KeyRing, WalKey};
+use super::name::{SegmentName, WalName};
+use super::object::{Piece, RESOLVED, ShortDigest, Stored};
+use super::seal::Sealed;
+use crate::encryptor::{Cipher, Encryptor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::{ClusterName, Digest, Repository, layout};
+use crate::store::{Created, Entry, Store, list_sorted, read_whole};
+
+/// More than any history file has.
+const HISTORY_LIMIT: usize = 1 << 20;
+
+/// The WAL of one PostgreSQL cluster in a repository.
+#[derive(Clone)]
+pub struct Archive {
+    repository: Repository,
+    cluster: ClusterName,
+    system: u64,
+    keys: Arc<KeyRing>,
+}
+
+/// A history file as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredHistory {
+    /// The timeline.
+    pub timeline: u32,
+    /// Digest of its text.
+    pub digest: ShortDigest,
+    key: String,
+}
+
+impl Archive {
+    /// The WAL of the cluster with a system identifier. `encryptor` opens what is sealed.
+    pub fn of(
+        repository: &Repository,
+        cluster: &ClusterName,
+        system: u64,
+        encryptor: Option<Arc<dyn Encryptor>>,
+    ) -> Self {
+        let keys = Arc::new(KeyRing::new(encryptor));
+        Self { repository: repository.clone(), cluster: cluster.clone(), system, keys }
+    }
+
+    /// The WAL of the PostgreSQL cluster that the name stands for now; nothing where neither a backup nor WAL of it
+    /// is in the repository.
+    pub async fn current(
+        repository: &Repository,
+        cluster: &ClusterName,
+        encryptor: Option<Arc<dyn Encryptor>>,
+    ) -> Result<Option<Self>> {
+        let Some(identity) = repository.identity(cluster).await? else { return Ok(None) };
+        let system = identity.system_identifier.parse().map_err(|_| {
+            Error::new(ErrorKind::Integrity, format!("the identity of {cluster} has no system identifier"))
+        })?;
+        Ok(Some(Self::of(repository, cluster, system, encryptor)))
+    }
+
+    /// The system identifier.
+    pub fn system(&self) -> u64 {
+        self.system
+    }
+
+    pub(super) fn store(&self) -> &dyn Store {
+        &**self.repository.store()
+    }
+
+    /// The folder of all.
+    pub(super) fn root(&self) -> String {
+        layout::wal(&self.cluster, self.system)
+    }
+
+    fn history_folder(&self) -> String {
+        format!("{}/history", self.root())
+    }
+
+    /// The folder of a file: one list finds all of it. A history has none of its own.
+    fn folder(&self, name: &WalName) -> String {
+        let (WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _)) = name
+        else {
+            return self.history_folder();
+        };
+        let text = segment.to_string();
+        format!("{}/{}/{}/{name}", self.root(), &text[..8], &text[..16])
+    }
+
+    /// What is stored of a file.
+    pub async fn stored(&self, name: &WalName) -> Result<Stored> {
+        let entries: Vec<Entry> = self.store().list(&self.folder(name), None).try_collect().await?;
+        Ok(Stored::of(entries.into_iter().filter_map(|entry| match entry {
+            Entry::Object(meta) => Some(meta),
+            Entry::Folder(_) => None,
+        })))
+    }
+
+    /// Stores a piece. True where it is new.
+    pub(super) async fn store_piece(&self, name: &WalName, piece: &Piece, sealed: Sealed) -> Result<bool> {
+        sealed.store(self.store(), &format!("{}/{}", self.folder(name), piece.name())).await
+    }
+
+    /// What opens a piece; nothing where it is in the clear.
+    pub(super) async fn cipher(&self, piece: &Piece) -> Result<Option<Arc<dyn Cipher>>> {
+        match &piece.key {
+            None => Ok(None),
+            Some((id, method)) => self.keys.open(&self.repository, &self.cluster, id, method).await.map(Some),
+        }
+    }
+
+    /// Every history, by timeline.
+    pub async fn histories(&self) -> Result<Vec<StoredHistory>> {
+        let folder = self.history_folder();
+        let entries = list_sorted(self.store(), &folder, None).await?;
+        Ok(entries.iter().filter_map(|entry| Self::parse_history(&folder, entry.name())).collect())
+    }
+
+    fn parse_history(folder: &str, name: &str) -> Option<StoredHistory> {
+        let (timeline, digest) = name.strip_suffix(".history")?.split_once('-')?;
+        let WalName::History(timeline) = format!("{timeline}.history").parse().ok()? else { return None };
+        Some(StoredHistory { timeline, digest: ShortDigest::parse(digest)?, key: format!("{folder}/{name}") })
+    }
+
+    /// Stores the history of a timeline. The same text again is a success.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict) where there is another one of this timeline: both are kept.
+    pub async fn store_history(&self, timeline: u32, text: &[u8]) -> Result<bool> {
+        History::parse(timeline, &String::from_utf8_lossy(text))?;
+        let digest = ShortDigest::from(Digest::of(text));
+        let name = format!("{timeline:08X}-{}.history", digest.as_str());
+        let key = format!("{}/{name}", self.history_folder());
+        let created = self.store().create(&key, Bytes::copy_from_slice(text)).await?;
+        let all = self.histories().await?;
+        if all.iter().any(|other| other.timeline == timeline && other.digest != digest) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{} has another {timeline:08X}.history", self.cluster),
+            )
+            .with_hint(
+                "two servers began the same timeline: one of them must not archive here. Both histories are kept",
+            ));
+        }
+        Ok(created == Created::New)
+    }
+
+    /// The text of a timeline's history; nothing where there is none.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict) where there are several.
+    pub async fn history(&self, timeline: u32) -> Result<Option<Bytes>> {
+        let all = self.histories().await?;
+        let mut found = all.iter().filter(|h| h.timeline == timeline);
+        match (found.next(), found.next()) {
+            (None, _) => Ok(None),
+            (Some(one), None) => self.read_history(one).await.map(Some),
+            (Some(_), Some(_)) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("the archive has several files {timeline:08X}.history that differ"),
+            )
+            .with_hint(
+                "two servers began the same timeline: remove the one that does not count from the store",
+            )),
+        }
+    }
+
+    /// Reads a history.
+    pub async fn read_history(&self, history: &StoredHistory) -> Result<Bytes> {
+        let text = read_whole(self.store(), &history.key, HISTORY_LIMIT).await?;
+        if ShortDigest::from(Digest::of(&text)) != history.digest {
+            return Err(Error::new(ErrorKind::Integrity, format!("{} is damaged", history.key)).with_hint(
+                "the server's pg_wal has this file too: push it again after removing this object",
+            ));
+        }
+        Ok(text)
+    }
+
+    /// Decides which one of several files of a name counts: the one whose digest begins so. Nothing is removed.
+    ///
+    /// # Errors
+    /// [`Usage`](ErrorKind::Usage) where there is not exactly one.
+    pub async fn resolve(&self, segment: SegmentName, digest: &str) -> Result<ShortDigest> {
+        let name = WalName::Segment(segment);
+        let stored = self.stored(&name).await?;
+        let wholes = stored.wholes();
+        let mut fitting = wholes.iter().filter(|d| !digest.is_empty() && d.as_str().starts_with(digest));
+        let (Some(chosen), None) = (fitting.next(), fitting.next()) else {
+            let there: Vec<&str> = wholes.iter().map(|d| d.as_str()).collect();
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("no single file of {segment} begins with {digest:?}"),
+            )
+            .with_hint(format!("there are: {}", there.join(", "))));
+        };
+        let key = format!("{}/{RESOLVED}{}-{}", self.folder(&name), Ulid::generate(), chosen.as_str());
+        if self.store().create(&key, Bytes::from_static(b"{}\n")).await? == Created::Other {
+            return Err(Error::internal("a new name is taken already"));
+        }
+        Ok((*chosen).clone())
+    }
+
+    /// Whether the archive has anything of a timeline behind a segment.
+    pub(super) async fn has_later(&self, segment: SegmentName) -> Result<bool> {
+        let text = segment.to_string();
+        let timeline = format!("{}/{}", self.root(), &text[..8]);
+        let mut later = self.store().list(&timeline, Some(&text[..16]));
+        if later.try_next().await?.is_some() {
+            return Ok(true);
+        }
+        let mut later = self.store().list(&format!("{timeline}/{}", &text[..16]), Some(&text));
+        while let Some(entry) = later.try_next().await? {
+            let name = entry.name().parse::<WalName>();
+            if matches!(name, Ok(WalName::Segment(other) | WalName::Partial(other)) if other > segment) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Archive({} in {})", self.root(), self.store().location())
+    }
+}
+
+/// How a piece that is sealed with a key names it.
+pub(super) fn key_name(key: Option<&WalKey>) -> Option<(String, String)> {
+    key.map(|key| (key.id.clone(), key.method.clone()))
+}

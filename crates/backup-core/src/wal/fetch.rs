@@ -1,0 +1,350 @@
+//! From the archive into the server's hands: what `restore_command` asks for.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
+
+use super::archive::Archive;
+use super::name::{SegmentName, WalName};
+use super::object::{Piece, Stored};
+use super::page::{LONG_HEADER, SegmentHeader};
+use super::read::Sink;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Meta;
+
+/// Where segments that were read ahead wait, below the folder that they are asked into: on its file system, so that
+/// they only need another name.
+const AHEAD: &str = "pgark.ahead";
+
+/// Who asks: it decides what is an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asking {
+    /// A server in recovery, which takes a missing segment for the end: the last, incomplete segment of a
+    /// timeline is filled up with zeros for it.
+    Recovery,
+    /// A standby, which asks again: it gets whole segments only.
+    Standby,
+}
+
+/// Fetches WAL files of one cluster.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    archive: Archive,
+    asking: Asking,
+}
+
+/// A file that takes its name when it is whole and durable.
+struct Target {
+    file: File,
+    path: PathBuf,
+    temporary: PathBuf,
+}
+
+impl Target {
+    fn create(path: &Path) -> Result<Self> {
+        let temporary = path.with_extension(format!("{}.tmp", Ulid::generate()));
+        let mut options = OpenOptions::new();
+        let file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(|e| Error::io(format!("creating {}", temporary.display()), e))?;
+        Ok(Self { file, path: path.to_owned(), temporary })
+    }
+
+    fn failed(&self) -> impl Fn(io::Error) -> Error {
+        let path = self.path.clone();
+        move |e| Error::io(format!("writing {}", path.display()), e)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(self.failed())
+    }
+
+    fn keep(self) -> Result<()> {
+        let failed = self.failed();
+        self.file.sync_all().map_err(&failed)?;
+        std::fs::rename(&self.temporary, &self.path).map_err(&failed)?;
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // After a rename there is nothing of this name.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes the bytes of a piece from its offset on.
+struct Into(Target);
+
+impl Sink for Into {
+    type Out = Target;
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        self.0.write(bytes)
+    }
+
+    fn end(self) -> Result<Target> {
+        Ok(self.0)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("writing WAL failed").caused_by(e)))
+}
+
+impl Fetcher {
+    /// Fetches from an archive.
+    pub fn new(archive: Archive, asking: Asking) -> Self {
+        Self { archive, asking }
+    }
+
+    /// Puts a file at `to`, whole, checked and durable. False where the archive certainly does not have it.
+    ///
+    /// # Errors
+    /// [`Integrity`](ErrorKind::Integrity) where what is there is damaged or of another place, cluster or
+    /// timeline; [`Conflict`](ErrorKind::Conflict) where there are several that differ.
+    pub async fn fetch(&self, name: WalName, to: &Path) -> Result<bool> {
+        self.fetch_file(name, to).await.map_err(|e| e.doing(format!("fetching {name}")))
+    }
+
+    async fn fetch_file(&self, name: WalName, to: &Path) -> Result<bool> {
+        match name {
+            WalName::History(timeline) => {
+                let Some(text) = self.archive.history(timeline).await? else { return Ok(false) };
+                let to = to.to_owned();
+                blocking(move || {
+                    let mut target = Target::create(&to)?;
+                    target.write(&text)?;
+                    target.keep()
+                })
+                .await
+                .map(|()| true)
+            }
+            WalName::Segment(segment) => {
+                if self.take_ahead(segment, to).await? {
+                    return Ok(true);
+                }
+                self.fetch_segment(segment, to).await
+            }
+            WalName::Partial(_) | WalName::Backup(..) => {
+                let stored = self.archive.stored(&name).await?;
+                let Some(pieces) = whole(&name, &stored)? else { return Ok(false) };
+                let target = self.write(&name, &pieces, to).await?;
+                blocking(move || target.keep()).await.map(|()| true)
+            }
+        }
+    }
+
+    async fn fetch_segment(&self, segment: SegmentName, to: &Path) -> Result<bool> {
+        let name = WalName::Segment(segment);
+        let stored = self.archive.stored(&name).await?;
+        if let Some(pieces) = whole(&name, &stored)? {
+            return self.finish(segment, self.write(&name, &pieces, to).await?).await;
+        }
+        if self.asking == Asking::Standby {
+            return Ok(false);
+        }
+        // The end of a timeline, of which the last segment never became whole.
+        let pieces = contiguous(&stored);
+        let partial = if pieces.is_empty() {
+            self.archive.stored(&WalName::Partial(segment)).await?
+        } else {
+            Stored::default()
+        };
+        let partial = whole(&WalName::Partial(segment), &partial)?;
+        if (pieces.is_empty() && partial.is_none()) || self.archive.has_later(segment).await? {
+            return Ok(false);
+        }
+        let pieces = partial.unwrap_or(pieces);
+        self.finish(segment, self.write(&name, &pieces, to).await?).await
+    }
+
+    /// Writes pieces one behind the other, then zeros up to the size of a segment.
+    async fn write(&self, name: &WalName, pieces: &[(Piece, Meta)], to: &Path) -> Result<Target> {
+        let path = to.to_owned();
+        let mut target = blocking(move || Target::create(&path)).await?;
+        let mut size = 0;
+        for (piece, meta) in pieces {
+            let offset = piece.offset;
+            target = blocking(move || {
+                target.file.seek(SeekFrom::Start(offset)).map_err(target.failed())?;
+                Ok(target)
+            })
+            .await?;
+            target = self.archive.read_piece(piece, &meta.key, Into(target)).await?;
+            size = size.max(piece.end()).max(piece.segment_bytes);
+        }
+        let name = *name;
+        blocking(move || {
+            if matches!(name, WalName::Segment(_)) {
+                target.file.set_len(size).map_err(target.failed())?;
+            }
+            Ok(target)
+        })
+        .await
+    }
+
+    /// Checks a segment by its own words, and gives it its name.
+    async fn finish(&self, segment: SegmentName, target: Target) -> Result<bool> {
+        let system = self.archive.system();
+        blocking(move || {
+            check(&target.temporary, segment, system)?;
+            target.keep()
+        })
+        .await
+        .map(|()| true)
+    }
+
+    /// Takes a segment that was read ahead. It was checked when it was written, and is checked by its own words
+    /// again.
+    async fn take_ahead(&self, segment: SegmentName, to: &Path) -> Result<bool> {
+        let (from, to, system) = (ahead(to).join(segment.to_string()), to.to_owned(), self.archive.system());
+        blocking(move || {
+            if !from.exists() {
+                return Ok(false);
+            }
+            if check(&from, segment, system).is_err() {
+                // It is fetched again.
+                let _ = std::fs::remove_file(&from);
+                return Ok(false);
+            }
+            let failed = |e| Error::io(format!("moving {}", from.display()), e);
+            std::fs::rename(&from, &to).map_err(failed)?;
+            let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Reads the `count` segments behind one ahead, for the next calls with the same `to`. It stops at the first that
+    /// is not there. One process does so at a time; another one returns at once. How many there are now.
+    pub async fn read_ahead(
+        &self,
+        behind: SegmentName,
+        to: &Path,
+        count: u64,
+        cancel: &CancellationToken,
+    ) -> Result<u64> {
+        let folder = ahead(to);
+        std::fs::create_dir_all(&folder)
+            .map_err(|e| Error::io(format!("making the folder {}", folder.display()), e))?;
+        let lock = folder.join("lock");
+        let failed = |e| Error::io(format!("locking {}", lock.display()), e);
+        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&lock).map_err(failed)?;
+        if lock.try_lock().is_err() {
+            return Ok(0);
+        }
+        let Some(segment_bytes) = self.segment_bytes(behind).await? else { return Ok(0) };
+        forget_passed(&folder, behind);
+        let (mut segment, mut there) = (behind, 0);
+        for _ in 0..count {
+            segment = segment.next(segment_bytes);
+            let path = folder.join(segment.to_string());
+            if cancel.is_cancelled() {
+                break;
+            }
+            if !path.exists() {
+                let name = WalName::Segment(segment);
+                let stored = self.archive.stored(&name).await?;
+                let Some(pieces) = whole(&name, &stored)? else { break };
+                self.finish(segment, self.write(&name, &pieces, &path).await?).await?;
+            }
+            there += 1;
+        }
+        Ok(there)
+    }
+
+    async fn segment_bytes(&self, segment: SegmentName) -> Result<Option<u64>> {
+        let stored = self.archive.stored(&WalName::Segment(segment)).await?;
+        Ok(stored.pieces.first().map(|(piece, _)| piece.segment_bytes))
+    }
+
+    /// Removes what was read ahead: recovery has ended, or has left the timeline.
+    pub fn forget_ahead(to: &Path) {
+        // What stays takes space and is never served unchecked.
+        let _ = std::fs::remove_dir_all(ahead(to));
+    }
+}
+
+fn ahead(to: &Path) -> PathBuf {
+    to.parent().unwrap_or(Path::new("")).join(AHEAD)
+}
+
+/// Removes segments that recovery has passed, or of other timelines, and what was left half written.
+fn forget_passed(folder: &Path, at: SegmentName) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let waits = matches!(name.parse(), Ok(WalName::Segment(s)) if s > at && s.timeline == at.timeline);
+        if !waits && name != "lock" {
+            // It is only space.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The pieces that make the whole file; nothing where it is not whole.
+fn whole(name: &WalName, stored: &Stored) -> Result<Option<Vec<(Piece, Meta)>>> {
+    if stored.in_conflict() {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("the archive has several files {name} that differ"),
+        )
+        .with_hint("pgark wal resolve says which one counts"));
+    }
+    let counts = |piece: &Piece| stored.resolved.as_ref().is_none_or(|resolved| piece.raw == *resolved);
+    let single = stored
+        .pieces
+        .iter()
+        .find(|(piece, _)| (piece.is_whole() || piece.segment_bytes == 0) && counts(piece));
+    if let Some(single) = single {
+        return Ok(Some(vec![single.clone()]));
+    }
+    Ok(stored.is_complete().then(|| contiguous(stored)))
+}
+
+/// The fewest pieces that follow each other from the beginning on, overlapping where they must.
+fn contiguous(stored: &Stored) -> Vec<(Piece, Meta)> {
+    let (mut chosen, mut end) = (Vec::new(), 0);
+    loop {
+        let next = stored
+            .pieces
+            .iter()
+            .filter(|(piece, _)| piece.offset <= end && piece.end() > end)
+            .max_by_key(|(piece, _)| piece.end());
+        let Some(next) = next else { return chosen };
+        end = next.0.end();
+        chosen.push(next.clone());
+    }
+}
+
+/// Whether a file is the segment that its name says: its size, place, cluster and timeline.
+fn check(path: &Path, segment: SegmentName, system: u64) -> Result<()> {
+    let failed = |e| Error::io(format!("reading {}", path.display()), e);
+    let mut page = [0; LONG_HEADER];
+    let mut file = File::open(path).map_err(failed)?;
+    io::Read::read_exact(&mut file, &mut page).map_err(failed)?;
+    let header = SegmentHeader::read(&page)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if header.is_of(segment) && header.system_identifier == system && length == header.segment_bytes {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Integrity,
+        format!(
+            "what is stored as {segment} is WAL of cluster {} from {} on timeline {}",
+            header.system_identifier, header.start, header.timeline
+        ),
+    )
+    .with_hint("restore from another backup or another copy; pgark wal verify shows what is wrong"))
+}

@@ -1,0 +1,315 @@
+//! What an archive has, and which moments can be reached from a backup.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::archive::Archive;
+use super::history::History;
+use super::name::{SegmentName, WalName};
+use super::object::Stored;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::Lsn;
+use crate::store::{Meta, list_deep};
+
+/// What the archive has of one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Segment {
+    /// Whether it is there to its end.
+    pub complete: bool,
+    /// Up to where it is there without a gap, in bytes.
+    pub contiguous: u64,
+    /// Whether there are several that differ, and nobody has said which one counts.
+    pub conflict: bool,
+    /// The earliest commit or abort in it.
+    pub first: Option<Timestamp>,
+    /// The latest.
+    pub last: Option<Timestamp>,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+}
+
+/// What an archive has, at one time.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Inventory {
+    /// The system identifier.
+    pub system: u64,
+    /// Size of segments; nothing where there are none.
+    pub segment_bytes: Option<u64>,
+    /// The segments.
+    pub segments: BTreeMap<SegmentName, Segment>,
+    /// Histories of the timelines behind the first.
+    pub histories: BTreeMap<u32, History>,
+    /// Timelines that several servers began: their histories differ.
+    pub ambiguous: BTreeSet<u32>,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+}
+
+/// A run of segments of one timeline that is there, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Run {
+    /// The first segment.
+    pub first: String,
+    /// The last one.
+    pub last: String,
+    /// How many.
+    pub segments: u64,
+}
+
+/// How far recovery comes from a backup, along one timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Reach {
+    /// The timeline on which it ends.
+    pub timeline: u32,
+    /// Where the backup is consistent: nothing before it can be reached.
+    pub from: Lsn,
+    /// Up to where the WAL goes without a gap.
+    pub to: Lsn,
+    /// The latest commit on the way.
+    pub last_commit: Option<Timestamp>,
+    /// A segment that is missing or in conflict though there are later ones.
+    pub gap: Option<String>,
+}
+
+/// Where a backup begins and ends, and what WAL it has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackupSpan {
+    /// Its timeline.
+    pub timeline: u32,
+    /// From here on it needs WAL.
+    pub start: Lsn,
+    /// Up to here it needs all of it, and has it of its own.
+    pub end: Lsn,
+    /// Size of segments.
+    pub segment_bytes: u64,
+}
+
+impl Inventory {
+    /// Lists an archive.
+    pub async fn load(archive: &Archive) -> Result<Self> {
+        let mut files: BTreeMap<SegmentName, Vec<Meta>> = BTreeMap::new();
+        let mut stored_bytes = 0;
+        for meta in list_deep(archive.store(), &archive.root()).await? {
+            stored_bytes += meta.bytes;
+            let name = meta.key.rsplit('/').nth(1).and_then(|name| name.parse().ok());
+            if let Some(WalName::Segment(segment)) = name {
+                files.entry(segment).or_default().push(meta);
+            }
+        }
+        let mut inventory = Self {
+            system: archive.system(),
+            segment_bytes: None,
+            segments: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            ambiguous: BTreeSet::new(),
+            stored_bytes,
+        };
+        for (name, objects) in files {
+            let stored = Stored::of(objects);
+            let Some((piece, _)) = stored.pieces.first() else { continue };
+            inventory.segment_bytes = Some(piece.segment_bytes);
+            let pieces = || stored.pieces.iter().map(|(piece, _)| piece);
+            let segment = Segment {
+                complete: stored.is_complete(),
+                contiguous: stored.contiguous(),
+                conflict: stored.in_conflict(),
+                first: pieces().filter_map(|p| p.first).min(),
+                last: pieces().filter_map(|p| p.last).max(),
+                stored_bytes: stored.pieces.iter().map(|(_, meta)| meta.bytes).sum(),
+            };
+            inventory.segments.insert(name, segment);
+        }
+        for stored in archive.histories().await? {
+            let text = archive.read_history(&stored).await?;
+            let history = History::parse(stored.timeline, &String::from_utf8_lossy(&text))?;
+            if inventory.histories.insert(stored.timeline, history).is_some() {
+                inventory.ambiguous.insert(stored.timeline);
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// The timelines that there is WAL or a history of.
+    pub fn timelines(&self) -> BTreeSet<u32> {
+        self.segments.keys().map(|name| name.timeline).chain(self.histories.keys().copied()).collect()
+    }
+
+    /// The history of a timeline.
+    ///
+    /// # Errors
+    /// [`ObjectMissing`](ErrorKind::ObjectMissing) where the archive does not have it,
+    /// [`Conflict`](ErrorKind::Conflict) where it has several.
+    pub fn history(&self, timeline: u32) -> Result<History> {
+        if self.ambiguous.contains(&timeline) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("the archive has several files {timeline:08X}.history that differ"),
+            )
+            .with_hint("two servers began the same timeline: restore to another one with --timeline"));
+        }
+        match self.histories.get(&timeline) {
+            Some(history) => Ok(history.clone()),
+            None if timeline == 1 => Ok(History::first(1)),
+            None => Err(Error::new(
+                ErrorKind::ObjectMissing,
+                format!("the archive has no {timeline:08X}.history"),
+            )
+            .with_hint("pgark wal list shows the timelines that there are")),
+        }
+    }
+
+    /// The timelines that lead on from a position and that no other one leads on from, beside the position's own
+    /// where it leads nowhere.
+    pub fn leaves(&self, span: BackupSpan) -> Vec<u32> {
+        let behind: Vec<&History> = self
+            .histories
+            .values()
+            .filter(|h| h.timeline != span.timeline && h.passes(span.timeline, span.end))
+            .collect();
+        let leaves: Vec<u32> = behind
+            .iter()
+            .filter(|h| !behind.iter().any(|o| o.switches.iter().any(|s| s.timeline == h.timeline)))
+            .map(|h| h.timeline)
+            .collect();
+        if leaves.is_empty() { vec![span.timeline] } else { leaves }
+    }
+
+    /// How far recovery comes from a backup along a history.
+    pub fn reach(&self, span: BackupSpan, history: &History) -> Reach {
+        let size = span.segment_bytes;
+        let mut reach =
+            Reach { timeline: history.timeline, from: span.end, to: span.end, last_commit: None, gap: None };
+        // The backup's own last segment ends where the backup ended.
+        let mut number = span.end.0.saturating_sub(1) / size;
+        loop {
+            let found =
+                history.candidates(number, size).filter(|timeline| *timeline >= span.timeline).find_map(
+                    |timeline| self.segments.get_key_value(&SegmentName::numbered(timeline, number, size)),
+                );
+            let Some((name, segment)) = found.filter(|(_, s)| !s.conflict && s.contiguous > 0) else { break };
+            reach.last_commit = reach.last_commit.max(segment.last);
+            let end = name.start(size).0 + if segment.complete { size } else { segment.contiguous };
+            reach.to = reach.to.max(Lsn(end));
+            if !segment.complete {
+                break;
+            }
+            number += 1;
+        }
+        let first_missing = reach.to.0 / size;
+        let later = self.segments.keys().any(|name| {
+            let start = name.start(size);
+            name.number(size) > first_missing
+                && history.end_of(name.timeline).is_some_and(|end| end.is_none_or(|end| start < end))
+        });
+        let conflict = history
+            .candidates(first_missing, size)
+            .filter_map(|timeline| self.segments.get(&SegmentName::numbered(timeline, first_missing, size)))
+            .any(|segment| segment.conflict);
+        if later || conflict {
+            let timeline = history.candidates(first_missing, size).next().unwrap_or(history.timeline);
+            reach.gap = Some(SegmentName::numbered(timeline, first_missing, size).to_string());
+        }
+        reach
+    }
+
+    /// The runs of whole segments of a timeline, and between them those that are missing.
+    pub fn runs(&self, timeline: u32) -> Vec<Run> {
+        let Some(size) = self.segment_bytes else { return Vec::new() };
+        let mut runs: Vec<RangeInclusive<u64>> = Vec::new();
+        for (name, segment) in &self.segments {
+            if name.timeline != timeline || !segment.complete {
+                continue;
+            }
+            let number = name.number(size);
+            match runs.last_mut() {
+                Some(run) if *run.end() + 1 == number => *run = *run.start()..=number,
+                _ => runs.push(number..=number),
+            }
+        }
+        runs.into_iter()
+            .map(|run| Run {
+                first: SegmentName::numbered(timeline, *run.start(), size).to_string(),
+                last: SegmentName::numbered(timeline, *run.end(), size).to_string(),
+                segments: run.end() - run.start() + 1,
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 16 << 20;
+
+    fn inventory(segments: &[(u32, u64, bool)], histories: &[(u32, &str)]) -> Inventory {
+        let segment = |complete| Segment {
+            complete,
+            contiguous: if complete { SIZE } else { 4096 },
+            conflict: false,
+            first: None,
+            last: None,
+            stored_bytes: 1,
+        };
+        Inventory {
+            system: 7,
+            segment_bytes: Some(SIZE),
+            segments: segments
+                .iter()
+                .map(|(t, n, complete)| (SegmentName::numbered(*t, *n, SIZE), segment(*complete)))
+                .collect(),
+            histories: histories.iter().map(|(t, text)| (*t, History::parse(*t, text).unwrap())).collect(),
+            ambiguous: BTreeSet::new(),
+            stored_bytes: 0,
+        }
+    }
+
+    fn span(start: u64, end: u64) -> BackupSpan {
+        BackupSpan { timeline: 1, start: Lsn(start), end: Lsn(end), segment_bytes: SIZE }
+    }
+
+    #[test]
+    fn recovery_comes_as_far_as_there_is_wal() {
+        let span = span(2 * SIZE + 40, 2 * SIZE + 100);
+        let reach = |inventory: &Inventory, t| inventory.reach(span, &inventory.history(t).unwrap());
+        let none = reach(&inventory(&[], &[]), 1);
+        assert_eq!((none.to, none.gap), (span.end, None));
+
+        let whole = inventory(&[(1, 2, true), (1, 3, true), (1, 4, false)], &[]);
+        assert_eq!(reach(&whole, 1).to, Lsn(4 * SIZE + 4096));
+
+        let gap = reach(&inventory(&[(1, 2, true), (1, 3, true), (1, 5, true)], &[]), 1);
+        assert_eq!((gap.to, gap.gap.as_deref()), (Lsn(4 * SIZE), Some("000000010000000000000004")));
+
+        // Timeline 2 began in segment 3.
+        let two =
+            inventory(&[(1, 2, true), (1, 3, true), (1, 4, true), (2, 3, true)], &[(2, "1\t0/3000100\tx\n")]);
+        assert_eq!((reach(&two, 1).to, reach(&two, 2).to), (Lsn(5 * SIZE), Lsn(4 * SIZE)));
+        assert_eq!(reach(&two, 2).gap, None, "what timeline 1 did later is not on the way");
+        assert_eq!(two.leaves(span), [2]);
+    }
+
+    #[test]
+    fn branches_are_told_apart() {
+        let text = "1\t0/3000100\tx\n";
+        let two = inventory(&[], &[(2, text), (3, text), (4, "1\t0/3000100\tx\n2\t0/5000000\ty\n")]);
+        assert_eq!(two.leaves(span(2 * SIZE, 2 * SIZE + 9)), [3, 4]);
+        // Behind the switch only the old timeline leads on.
+        assert_eq!(two.leaves(span(4 * SIZE, 4 * SIZE + 9)), [1]);
+    }
+
+    #[test]
+    fn runs_are_divided_by_what_is_missing() {
+        let runs =
+            inventory(&[(1, 2, true), (1, 3, true), (1, 5, true), (1, 6, false), (2, 4, true)], &[]).runs(1);
+        let spans: Vec<(&str, u64)> = runs.iter().map(|run| (&run.first[16..], run.segments)).collect();
+        assert_eq!(spans, [("00000002", 2), ("00000005", 1)]);
+    }
+}

@@ -1,0 +1,29 @@
+//! The WAL archive: every change after a backup, so that a cluster can be brought to any moment.
+//!
+//! [`Pusher`] is what `archive_command` runs, [`Fetcher`] what `restore_command` runs; [`Archive`] is what lies
+//! between them in a repository, and [`Inventory`] says from which backup which moments can be reached.
+
+mod archive;
+mod fetch;
+mod history;
+mod inventory;
+mod key;
+mod name;
+mod object;
+mod page;
+mod points;
+mod push;
+mod read;
+mod seal;
+mod verify;
+
+pub use archive::{Archive, StoredHistory};
+pub use fetch::{Asking, Fetcher};
+pub use history::{History, Switch};
+pub use inventory::{BackupSpan, Inventory, Reach, Run, Segment};
+pub use name::{SegmentName, WalName};
+pub use object::{Piece, ShortDigest, Stored};
+pub use page::{SegmentHeader, TimeScan, Times};
+pub use points::RestorePoint;
+pub use push::{Pushed, Pusher};
+pub use verify::{WalFinding, WalReport};

@@ -1,0 +1,243 @@
+//! Names of stored WAL: all that must be known of a piece without reading it stands in its name.
+
+use jiff::Timestamp;
+
+use super::page::Times;
+use crate::repository::Digest;
+use crate::store::Meta;
+
+/// A stored piece of a WAL file, often the whole. `docs/format.md` describes its name:
+/// `<offset>-<length>-<segment size>-<raw digest>-<stored digest>-<first time>-<last time>[-<key>].zst[.age]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Piece {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// Its length, before compression.
+    pub length: u64,
+    /// Size of segments; 0 where the file is no segment.
+    pub segment_bytes: u64,
+    /// Digest of the raw bytes.
+    pub raw: ShortDigest,
+    /// Digest of the stored bytes.
+    pub stored: ShortDigest,
+    /// The earliest commit or abort in it.
+    pub first: Option<Timestamp>,
+    /// The latest.
+    pub last: Option<Timestamp>,
+    /// The key that it is sealed with, and the method.
+    pub key: Option<(String, String)>,
+}
+
+/// The first 128 bits of a BLAKE3 digest, as 32 hexadecimal digits: enough to tell bytes apart, short enough for
+/// names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShortDigest(String);
+
+impl ShortDigest {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        (text.len() == 32 && digits).then(|| Self(text.to_owned()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Digest> for ShortDigest {
+    fn from(digest: Digest) -> Self {
+        let mut text = digest.to_string();
+        text.truncate(32);
+        Self(text)
+    }
+}
+
+impl From<blake3::Hash> for ShortDigest {
+    fn from(hash: blake3::Hash) -> Self {
+        Digest::from(hash).into()
+    }
+}
+
+impl Piece {
+    /// Whether it is the whole segment.
+    pub fn is_whole(&self) -> bool {
+        self.offset == 0 && self.length == self.segment_bytes
+    }
+
+    /// Where it ends in the file.
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    /// Sets the times.
+    #[must_use]
+    pub(super) fn with_times(mut self, times: &Times) -> Self {
+        (self.first, self.last) = (times.first, times.last);
+        self
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> String {
+        let time = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_microsecond);
+        let mut name = format!(
+            "{:08x}-{:08x}-{:08x}-{}-{}-{}-{}",
+            self.offset,
+            self.length,
+            self.segment_bytes,
+            self.raw.as_str(),
+            self.stored.as_str(),
+            time(self.first),
+            time(self.last)
+        );
+        let suffix = match &self.key {
+            Some((key, method)) => format!("-{key}.zst.{method}"),
+            None => ".zst".to_owned(),
+        };
+        name.push_str(&suffix);
+        name
+    }
+
+    /// Reads a name; nothing where it is none of ours.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (stem, suffix) = name.split_once('.')?;
+        let fields: Vec<&str> = stem.split('-').collect();
+        let number = |n: usize| u64::from_str_radix(fields.get(n)?, 16).ok();
+        let time = |n: usize| -> Option<Option<Timestamp>> {
+            let micros: i64 = fields.get(n)?.parse().ok()?;
+            if micros == 0 { Some(None) } else { Timestamp::from_microsecond(micros).ok().map(Some) }
+        };
+        let key = match (fields.len(), suffix.strip_prefix("zst")?) {
+            (7, "") => None,
+            (8, method) => Some((fields[7].to_owned(), method.strip_prefix('.')?.to_owned())),
+            _ => return None,
+        };
+        Some(Self {
+            offset: number(0)?,
+            length: number(1)?,
+            segment_bytes: number(2)?,
+            raw: ShortDigest::parse(fields[3])?,
+            stored: ShortDigest::parse(fields[4])?,
+            first: time(5)?,
+            last: time(6)?,
+            key,
+        })
+    }
+}
+
+/// What is stored of one file.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Stored {
+    /// The pieces, by offset; longer ones first.
+    pub pieces: Vec<(Piece, Meta)>,
+    /// Which one counts where several differ: the newest decision.
+    pub resolved: Option<ShortDigest>,
+}
+
+impl Stored {
+    /// Sorts what a folder holds.
+    pub(super) fn of(objects: impl IntoIterator<Item = Meta>) -> Self {
+        let mut stored = Self::default();
+        let mut decisions: Vec<String> = Vec::new();
+        for meta in objects {
+            let name = meta.key.rsplit('/').next().unwrap_or_default();
+            if name.starts_with(RESOLVED) {
+                decisions.push(name.to_owned());
+            } else if let Some(piece) = Piece::parse(name) {
+                stored.pieces.push((piece, meta));
+            }
+        }
+        stored.pieces.sort_by(|(a, x), (b, y)| {
+            (a.offset, b.length, &a.raw, &x.key).cmp(&(b.offset, a.length, &b.raw, &y.key))
+        });
+        let newest = decisions.into_iter().max();
+        stored.resolved = newest.and_then(|name| name.rsplit('-').next().and_then(ShortDigest::parse));
+        stored
+    }
+
+    /// Digests of the whole files that differ. More than one is a conflict, unless it was resolved.
+    pub fn wholes(&self) -> Vec<&ShortDigest> {
+        let mut digests: Vec<&ShortDigest> = self
+            .pieces
+            .iter()
+            .map(|(piece, _)| piece)
+            .filter(|piece| piece.is_whole() || piece.segment_bytes == 0)
+            .map(|piece| &piece.raw)
+            .collect();
+        digests.sort();
+        digests.dedup();
+        digests
+    }
+
+    /// Whether whole files differ, and nobody has said which one counts.
+    pub fn in_conflict(&self) -> bool {
+        let wholes = self.wholes();
+        wholes.len() > 1 && !self.resolved.as_ref().is_some_and(|r| wholes.contains(&r))
+    }
+
+    /// Up to where the file is there without a gap.
+    pub fn contiguous(&self) -> u64 {
+        self.pieces
+            .iter()
+            .fold(0, |end, (piece, _)| if piece.offset <= end { end.max(piece.end()) } else { end })
+    }
+
+    /// Whether the whole segment is there.
+    pub fn is_complete(&self) -> bool {
+        self.pieces.first().is_some_and(|(piece, _)| self.contiguous() >= piece.segment_bytes)
+    }
+}
+
+/// Begins the name of a decision between files that differ: `resolved-<ulid>-<raw digest>`.
+pub(super) const RESOLVED: &str = "resolved-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(offset: u64, length: u64, seed: u8) -> Piece {
+        let digest = ShortDigest::from(Digest::of(&[seed]));
+        Piece {
+            offset,
+            length,
+            segment_bytes: 16 << 20,
+            raw: digest.clone(),
+            stored: digest,
+            first: None,
+            last: Timestamp::from_microsecond(1_795_000_000_123_456).ok(),
+            key: Some(("01JD".to_owned(), "age".to_owned())),
+        }
+    }
+
+    fn meta(name: &str) -> Meta {
+        Meta { key: format!("a/b/{name}"), bytes: 1, modified: Timestamp::UNIX_EPOCH }
+    }
+
+    #[test]
+    fn names_come_back() {
+        let sealed = piece(8192, 4096, 1);
+        assert_eq!(Piece::parse(&sealed.name()), Some(sealed.clone()));
+        let plain = Piece { key: None, last: None, ..sealed };
+        assert_eq!(Piece::parse(&plain.name()), Some(plain.clone()));
+        assert!(plain.name().len() < 200);
+        for wrong in ["", "x", ".zst", &plain.name()[..20], "started.json"] {
+            assert_eq!(Piece::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pieces_make_a_segment() {
+        let whole = piece(0, 16 << 20, 1);
+        let (a, b) = (piece(0, 8 << 20, 2), piece(8 << 20, 8 << 20, 3));
+        let of = |pieces: &[&Piece]| Stored::of(pieces.iter().map(|p| meta(&p.name())));
+        assert!(of(&[&whole]).is_complete() && of(&[&b, &a]).is_complete());
+        assert!(!of(&[&a]).is_complete() && !of(&[&b]).is_complete() && !of(&[]).is_complete());
+        let other = piece(0, 16 << 20, 4);
+        assert!(!of(&[&whole, &a]).in_conflict() && of(&[&whole, &other]).in_conflict());
+        let decided = format!("{RESOLVED}01JD-{}", other.raw.as_str());
+        let all = [whole.name(), other.name(), decided].map(|name| meta(&name));
+        assert!(!Stored::of(all).in_conflict());
+    }
+}

@@ -1,0 +1,161 @@
+//! From the raw bytes of a WAL file to stored ones, and back.
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use bytes::Bytes;
+use tempfile::SpooledTempFile;
+
+use super::key::WalKey;
+use super::object::ShortDigest;
+use crate::encryptor::{Cipher, Seal};
+use crate::error::{Error, ErrorKind, Result};
+use crate::shared_writer::SharedWriter;
+use crate::store::{Created, Store};
+
+/// Stored bytes up to this length stay in memory, and are stored with one request. It is also the length of a
+/// chunk of a longer upload.
+const IN_MEMORY: usize = 8 * 1024 * 1024;
+
+/// Compressed and sealed bytes, ready to be stored.
+pub(super) struct Sealed {
+    file: SpooledTempFile,
+    pub(super) bytes: u64,
+    pub(super) digest: ShortDigest,
+}
+
+/// Where sealed bytes go.
+struct Spool {
+    file: SpooledTempFile,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { file: SpooledTempFile::new(IN_MEMORY), hasher: blake3::Hasher::new(), bytes: 0 }
+    }
+}
+
+impl Write for Spool {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buf)?;
+        self.hasher.update(&buf[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+enum Out {
+    Clear(SharedWriter<Spool>),
+    Sealed(Box<dyn Seal>),
+}
+
+impl Write for Out {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Clear(out) => out.write(buf),
+            Self::Sealed(out) => out.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Clear(out) => out.flush(),
+            Self::Sealed(out) => out.flush(),
+        }
+    }
+}
+
+/// Compresses and seals what is written to it.
+pub(super) struct Sealer {
+    encoder: zstd::Encoder<'static, Out>,
+    spool: SharedWriter<Spool>,
+}
+
+impl Sealer {
+    pub(super) fn new(level: i32, key: Option<&WalKey>) -> Result<Self> {
+        let spool = SharedWriter::new(Spool::default());
+        let out = match key {
+            Some(key) => Out::Sealed(key.cipher.seal(Box::new(spool.clone()))?),
+            None => Out::Clear(spool.clone()),
+        };
+        let failed = |e| Error::io("compressing WAL", e);
+        let mut encoder = zstd::Encoder::new(out, level).map_err(failed)?;
+        encoder.include_checksum(true).map_err(failed)?;
+        Ok(Self { encoder, spool })
+    }
+
+    pub(super) fn write(&mut self, raw: &[u8]) -> Result<()> {
+        self.encoder.write_all(raw).map_err(|e| Error::io("compressing WAL", e))
+    }
+
+    pub(super) fn finish(self) -> Result<Sealed> {
+        let failed = |e| Error::io("sealing WAL", e);
+        match self.encoder.finish().map_err(failed)? {
+            Out::Clear(_) => {}
+            Out::Sealed(seal) => seal.finish().map_err(failed)?,
+        }
+        let Spool { mut file, hasher, bytes } = self.spool.take();
+        file.seek(SeekFrom::Start(0)).map_err(failed)?;
+        Ok(Sealed { file, bytes, digest: hasher.finalize().into() })
+    }
+}
+
+impl Sealed {
+    /// Stores it. True where the object is new.
+    pub(super) async fn store(mut self, store: &dyn Store, key: &str) -> Result<bool> {
+        let failed = |e| Error::io("reading sealed WAL", e);
+        let mut next = || {
+            let mut chunk = Vec::new();
+            Read::by_ref(&mut self.file).take(IN_MEMORY as u64).read_to_end(&mut chunk).map_err(failed)?;
+            Ok::<_, Error>(Bytes::from(chunk))
+        };
+        if self.bytes <= IN_MEMORY as u64 {
+            return match store.create(key, next()?).await? {
+                Created::New => Ok(true),
+                Created::Same => Ok(false),
+                Created::Other => Err(Error::new(
+                    ErrorKind::Integrity,
+                    format!("{key} is damaged: its name does not fit its bytes"),
+                )
+                .with_hint("remove this object; what it should hold is stored again then")),
+            };
+        }
+        let mut upload = store.upload(key).await?;
+        loop {
+            let chunk = next()?;
+            if chunk.is_empty() {
+                break;
+            }
+            if let Err(error) = upload.write(chunk).await {
+                // What cannot be thrown away is swept later.
+                let _ = upload.abort().await;
+                return Err(error);
+            }
+        }
+        match upload.finish().await {
+            Err(e) if e.kind() == ErrorKind::Conflict => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+}
+
+/// Reads stored bytes back as raw ones.
+pub(super) fn open(
+    stored: Box<dyn Read + Send>,
+    cipher: Option<&dyn Cipher>,
+) -> Result<zstd::Decoder<'static, io::BufReader<Box<dyn Read + Send>>>> {
+    let clear = match cipher {
+        Some(cipher) => cipher.open(stored)?,
+        None => stored,
+    };
+    let failed = |e| Error::io("decompressing WAL", e);
+    let mut decoder = zstd::Decoder::new(clear).map_err(failed)?;
+    // 128 MiB, more than any level below 20 uses: a hostile frame must not take all memory.
+    decoder.window_log_max(27).map_err(failed)?;
+    Ok(decoder)
+}

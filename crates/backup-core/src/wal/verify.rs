@@ -1,0 +1,122 @@
+//! Reading an archive through.
+
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::archive::Archive;
+use super::object::{Piece, RESOLVED, ShortDigest};
+use super::read::Sink;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Meta, list_deep};
+
+/// What is wrong with an object of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WalFinding {
+    /// Its key.
+    pub object: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// What a verification of an archive found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct WalReport {
+    /// Objects that were read.
+    pub objects: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+    /// Their bytes before compression, where they were opened.
+    pub raw_bytes: u64,
+    /// Whether they were opened, or only their stored bytes compared.
+    pub opened: bool,
+    /// What is wrong.
+    pub findings: Vec<WalFinding>,
+}
+
+/// Counts.
+struct Count(u64);
+
+impl Sink for Count {
+    type Out = u64;
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        self.0 += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn end(self) -> Result<u64> {
+        Ok(self.0)
+    }
+}
+
+impl Archive {
+    /// Reads every object of the archive and compares it with its digest: the raw bytes too, unless `stored_only`.
+    ///
+    /// # Errors
+    /// Those of the store and of the key. What is damaged is in the report.
+    pub async fn verify(
+        &self,
+        stored_only: bool,
+        jobs: usize,
+        cancel: &CancellationToken,
+    ) -> Result<WalReport> {
+        let objects = list_deep(self.store(), &self.root()).await?;
+        let checked: Vec<(u64, u64, Option<WalFinding>)> = futures::stream::iter(objects)
+            .take_until(cancel.cancelled())
+            .map(|meta| async move { self.verify_object(&meta, stored_only).await })
+            .buffer_unordered(jobs.max(1))
+            .try_collect()
+            .await?;
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled());
+        }
+        let mut report = WalReport { opened: !stored_only, ..WalReport::default() };
+        for (stored, raw, finding) in checked {
+            report.objects += 1;
+            report.stored_bytes += stored;
+            report.raw_bytes += raw;
+            report.findings.extend(finding);
+        }
+        report.findings.sort_by(|a, b| a.object.cmp(&b.object));
+        Ok(report)
+    }
+
+    async fn verify_object(&self, meta: &Meta, stored_only: bool) -> Result<(u64, u64, Option<WalFinding>)> {
+        let name = meta.key.rsplit('/').next().unwrap_or_default();
+        let found = |why: String| Some(WalFinding { object: meta.key.clone(), why });
+        // The text of histories is compared when they are read for the windows.
+        if name.starts_with(RESOLVED) || name.ends_with(".history") {
+            return Ok((meta.bytes, 0, None));
+        }
+        let Some(piece) = Piece::parse(name) else {
+            return Ok((meta.bytes, 0, found("it has no name of WAL".to_owned())));
+        };
+        let read = if stored_only {
+            self.compare_stored(&piece, &meta.key).await.map(|()| 0)
+        } else {
+            self.read_piece(&piece, &meta.key, Count(0)).await
+        };
+        match read {
+            Ok(raw) => Ok((meta.bytes, raw, None)),
+            Err(e) if matches!(e.kind(), ErrorKind::Integrity | ErrorKind::ObjectMissing) => {
+                Ok((meta.bytes, 0, found(e.to_string())))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn compare_stored(&self, piece: &Piece, key: &str) -> Result<()> {
+        let mut stored = self.store().read(key, None).await?;
+        let mut hasher = blake3::Hasher::new();
+        while let Some(chunk) = stored.next().await {
+            hasher.update(&chunk?);
+        }
+        if ShortDigest::from(hasher.finalize()) == piece.stored {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Integrity, "its bytes are not those that were written"))
+    }
+}

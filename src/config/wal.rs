@@ -1,0 +1,165 @@
+//! WAL archives as frontends work with them.
+
+use std::sync::Arc;
+
+use backup_core::physical::span;
+use backup_core::repository::{Catalog, ClusterName};
+use backup_core::wal::{Archive, Inventory, Pusher, Reach, Run, WalReport};
+use backup_core::{CancellationToken, Encryptor, Error, ErrorKind, Repository, Result};
+use serde::Serialize;
+
+use super::Settings;
+
+/// What can be reached from a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Window {
+    /// The backup.
+    pub backup: String,
+    /// How far recovery comes from it.
+    #[serde(flatten)]
+    pub reach: Reach,
+}
+
+/// One timeline of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Timeline {
+    /// Its number.
+    pub timeline: u32,
+    /// The runs of segments that are there: between them some are missing.
+    pub runs: Vec<Run>,
+    /// Whether several servers began it.
+    pub ambiguous: bool,
+}
+
+/// The answer to `wal list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WalListing {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Its system identifier; nothing where nothing is known of the cluster.
+    pub system_identifier: Option<String>,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+    /// Its timelines.
+    pub timelines: Vec<Timeline>,
+    /// Segments of which several differ.
+    pub conflicts: Vec<String>,
+    /// What can be reached from each physical backup.
+    pub windows: Vec<Window>,
+}
+
+/// The answer to `wal verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WalVerified {
+    /// Whether all is there, and undamaged.
+    pub good: bool,
+    /// What was read.
+    pub report: WalReport,
+    /// What the archive has.
+    pub archive: WalListing,
+}
+
+impl WalListing {
+    /// Whether no backup meets a gap, and nothing is in conflict.
+    pub fn is_good(&self) -> bool {
+        self.conflicts.is_empty()
+            && self.windows.iter().all(|window| window.reach.gap.is_none())
+            && self.timelines.iter().all(|timeline| !timeline.ambiguous)
+    }
+}
+
+impl Settings {
+    fn shared_reader(&self) -> Result<Option<Arc<dyn Encryptor>>> {
+        Ok(self.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>))
+    }
+
+    /// The WAL archive of what a cluster is now; nothing where nothing is known of it.
+    pub async fn archive(&self, repository: &Repository, cluster: &ClusterName) -> Result<Option<Archive>> {
+        Archive::current(repository, cluster, self.shared_reader()?).await
+    }
+
+    /// The WAL archive of the PostgreSQL cluster with a system identifier.
+    pub fn archive_of(&self, repository: &Repository, cluster: &ClusterName, system: u64) -> Result<Archive> {
+        Ok(Archive::of(repository, cluster, system, self.shared_reader()?))
+    }
+
+    /// What pushes WAL.
+    pub fn pusher(&self, repository: Repository, cluster: ClusterName) -> Result<Pusher> {
+        let state = self.host_state(&repository, &cluster)?;
+        let writer = self.writer()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
+        let pusher = Pusher::new(repository, cluster, state, writer);
+        // WAL is always compressed with zstd; another method of backups does not count for it.
+        let level = self.compress.as_deref().and_then(|method| method.strip_prefix("zstd:")?.parse().ok());
+        Ok(match level {
+            Some(level) => pusher.level(level),
+            None => pusher,
+        })
+    }
+
+    /// Lists the archive of a cluster.
+    pub async fn list_wal(&self, cluster: &ClusterName) -> Result<WalListing> {
+        let repository = self.open_repository().await?;
+        let mut listing = WalListing {
+            cluster: cluster.clone(),
+            system_identifier: None,
+            stored_bytes: 0,
+            timelines: Vec::new(),
+            conflicts: Vec::new(),
+            windows: Vec::new(),
+        };
+        let Some(archive) = self.archive(&repository, cluster).await? else { return Ok(listing) };
+        let inventory = Inventory::load(&archive).await?;
+        listing.system_identifier = Some(archive.system().to_string());
+        listing.stored_bytes = inventory.stored_bytes;
+        let timelines = inventory.timelines();
+        listing.timelines = timelines
+            .into_iter()
+            .map(|timeline| Timeline {
+                timeline,
+                runs: inventory.runs(timeline),
+                ambiguous: inventory.ambiguous.contains(&timeline),
+            })
+            .collect();
+        let conflicts = inventory.segments.iter().filter(|(_, segment)| segment.conflict);
+        listing.conflicts = conflicts.map(|(name, _)| name.to_string()).collect();
+        let catalog = Catalog::load(&repository, cluster).await?;
+        for backup in catalog.backups() {
+            let Some(span) = span(backup).filter(|span| span.system == archive.system()) else { continue };
+            for timeline in inventory.leaves(span.wal) {
+                let reach = match inventory.history(timeline) {
+                    Ok(history) => inventory.reach(span.wal, &history),
+                    // It is listed as ambiguous.
+                    Err(e) if e.kind() == ErrorKind::Conflict => continue,
+                    // The backup has the history of its own.
+                    Err(_) => inventory.reach(span.wal, &backup_core::wal::History::first(span.wal.timeline)),
+                };
+                listing.windows.push(Window { backup: backup.id.to_string(), reach });
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Reads the archive of a cluster through.
+    pub async fn verify_wal(
+        &self,
+        cluster: &ClusterName,
+        stored_only: bool,
+        cancel: &CancellationToken,
+    ) -> Result<WalVerified> {
+        let archive = self.list_wal(cluster).await?;
+        let repository = self.open_repository().await?;
+        let report = match self.archive(&repository, cluster).await? {
+            Some(archive) => archive.verify(stored_only, self.jobs.unwrap_or(2), cancel).await?,
+            None => {
+                return Err(Error::new(ErrorKind::BackupNotFound, format!("there is no WAL of {cluster}"))
+                    .with_hint("archive_command = 'pgark wal push %p' sends it"));
+            }
+        };
+        let good = archive.is_good() && report.findings.is_empty();
+        Ok(WalVerified { good, report, archive })
+    }
+}
