@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use backup_core::physical::span;
-use backup_core::repository::{Catalog, ClusterName};
+use backup_core::physical::{Archived, Plan, Recovery, Target, span};
+use backup_core::repository::{BackupSummary, Catalog, ClusterName};
 use backup_core::wal::{Archive, Inventory, Pusher, Reach, Run, WalReport};
 use backup_core::{CancellationToken, Encryptor, Error, ErrorKind, Repository, Result};
 use serde::Serialize;
@@ -141,6 +141,31 @@ impl Settings {
             }
         }
         Ok(listing)
+    }
+
+    /// Chooses the backup to restore for a target among those given, oldest first, and looks whether the WAL leads
+    /// there. True where there is an archive that recovery needs.
+    pub async fn plan_recovery(
+        &self,
+        repository: &Repository,
+        cluster: &ClusterName,
+        backups: &[BackupSummary],
+        recovery: &Recovery,
+    ) -> Result<(Plan, bool)> {
+        let Some(newest) = backups.iter().rev().find_map(span) else {
+            return Plan::make(backups, None, recovery).map(|plan| (plan, false));
+        };
+        let archive = self.archive_of(repository, cluster, newest.system)?;
+        let inventory = Inventory::load(&archive).await?;
+        if inventory.segments.is_empty() {
+            return Plan::make(backups, None, recovery).map(|plan| (plan, false));
+        }
+        let points = match recovery.target {
+            Target::Name(_) => archive.points().await?,
+            _ => Vec::new(),
+        };
+        let archived = Archived { inventory: &inventory, points: &points };
+        Plan::make(backups, Some(&archived), recovery).map(|plan| (plan, true))
     }
 
     /// Reads the archive of a cluster through.

@@ -8,6 +8,8 @@ use pgark::config::{ClusterOptions, DEFAULT_PATHS, Settings, What};
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
+use crate::recovery::RecoveryArgs;
+
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
 // The comments are the help that people read in a terminal.
 #[allow(clippy::doc_markdown)]
@@ -143,9 +145,8 @@ pub(crate) struct ShowArgs {
 
 #[derive(Args)]
 pub(crate) struct RestoreArgs {
-    /// latest, an id, or the beginning of one
-    #[arg(default_value = "latest")]
-    pub(crate) backup: String,
+    /// latest, an id, or the beginning of one [default: the newest; with a target the newest from before it]
+    pub(crate) backup: Option<String>,
     /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
@@ -155,6 +156,8 @@ pub(crate) struct RestoreArgs {
     /// Puts a tablespace elsewhere than it was (may be given several times)
     #[arg(long, value_name = "OID=FOLDER", requires = "target_dir", value_parser = tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
+    #[command(flatten)]
+    pub(crate) recovery: RecoveryArgs,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
     /// How much is done at once [default: all cores]
@@ -275,14 +278,16 @@ pub(crate) struct DemoArgs {
 }
 
 impl Cli {
+    /// The configuration file: as named, or the first that there is.
+    pub(crate) fn config_file(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| DEFAULT_PATHS.iter().map(PathBuf::from).find(|path| path.exists()))
+    }
+
     /// The configuration, with the arguments laid over it.
     pub(crate) fn settings(&self) -> Result<Settings> {
-        let mut settings = match &self.config {
-            Some(path) => Settings::load(path)?,
-            None => match DEFAULT_PATHS.iter().map(std::path::Path::new).find(|p| p.exists()) {
-                Some(path) => Settings::load(path)?,
-                None => Settings::default(),
-            },
+        let mut settings = match self.config_file() {
+            Some(path) => Settings::load(&path)?,
+            None => Settings::default(),
         };
         if let Some(repo) = &self.repo {
             settings.repository = Some(repo.clone());

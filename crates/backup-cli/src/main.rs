@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod progress;
+mod recovery;
 mod render;
 
 use std::io::Write;

@@ -1,9 +1,11 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pgark::physical::DataDirectory;
+use pgark::config::Settings;
+use pgark::physical::{DataDirectory, KIND, Recovery, Target};
 use pgark::postgres::ConnInfo;
-use pgark::{CancellationToken, Restore, Result};
+use pgark::repository::{BackupRecord, BackupSummary, Catalog};
+use pgark::{CancellationToken, Repository, Restore, Restored, Result};
 use serde_json::json;
 
 use super::{catalog, find};
@@ -15,18 +17,18 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     args.keys.apply(&mut settings)?;
     apply_jobs(args.jobs, &mut settings)?;
     settings.pg_bin = args.pg_bin.clone().or(settings.pg_bin);
-    let target = args.into.as_deref().map(ConnInfo::parse).transpose()?;
     let (repository, catalog) = catalog(cli, &settings).await?;
-    let record = find(&repository, &catalog, &args.backup).await?;
-    let builder = Restore::builder().backup(repository, record);
-    let builder = match (target, &args.target_dir) {
-        (Some(database), _) => builder.restorer(settings.restorer(database)),
-        (None, folder) => {
-            let folder = folder.as_deref().unwrap_or(Path::new("."));
-            let moved = args.tablespace_map.iter();
-            builder
-                .restorer(moved.fold(DataDirectory::at(folder), |to, (oid, path)| to.tablespace(*oid, path)))
-        }
+    let builder = Restore::builder();
+    let builder = if let Some(into) = &args.into {
+        let target = ConnInfo::parse(into)?;
+        let record = find(&repository, &catalog, args.backup.as_deref().unwrap_or("latest")).await?;
+        builder.backup(repository, record).restorer(settings.restorer(target))
+    } else {
+        let folder = args.target_dir.as_deref().unwrap_or(Path::new("."));
+        let (record, recovery) = plan(cli, args, &settings, &repository, &catalog).await?;
+        let to = DataDirectory::at(folder).recovery(recovery);
+        let to = args.tablespace_map.iter().fold(to, |to, (oid, path)| to.tablespace(*oid, path));
+        builder.backup(repository, record).restorer(to)
     };
     let mut builder = builder.observer(progress::observer(cli.quiet, cli.json));
     if let Some(age) = settings.reader()? {
@@ -43,16 +45,74 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     if cli.quiet {
         return Ok(());
     }
+    render::print(&text(args, &restored, begun))
+}
+
+fn text(args: &RestoreArgs, restored: &Restored, begun: Instant) -> String {
     let text = |name: &str| restored.target.get(name).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
     let place = match &args.target_dir {
         Some(folder) => format!("data directory {}", folder.display()),
         None => format!("database {}", text("database")),
     };
-    render::print(&format!(
+    format!(
         "restored {} into {place} of PostgreSQL {}: {} in {:.1} s\n",
         restored.backup.id,
         text("server_version"),
         render::bytes(restored.raw_bytes),
         begun.elapsed().as_secs_f64(),
-    ))
+    )
+}
+
+/// The backup, and how it recovers, when the WAL leads to the target.
+async fn plan(
+    cli: &Cli,
+    args: &RestoreArgs,
+    settings: &Settings,
+    repository: &Repository,
+    catalog: &Catalog,
+) -> Result<(BackupRecord, Recovery)> {
+    let mut recovery = args.recovery.recovery()?;
+    let backups: Vec<BackupSummary> = match args.backup.as_deref() {
+        Some("latest") | None => catalog.backups().filter(|backup| backup.kind == KIND).cloned().collect(),
+        Some(wanted) => vec![catalog.find(wanted)?.clone()],
+    };
+    // A backup of another kind says itself that it does not go into a folder.
+    if let [other] = &backups[..]
+        && other.kind != KIND
+    {
+        return Ok((repository.record(catalog.cluster(), &other.id).await?, recovery));
+    }
+    let (plan, archived) = settings.plan_recovery(repository, catalog.cluster(), &backups, &recovery).await?;
+    recovery.timeline = Some(plan.timeline);
+    if recovery.restore_command.is_none() && archived && recovery.target != Target::Immediate {
+        recovery.restore_command = Some(restore_command(cli, args, settings)?);
+    }
+    Ok((repository.record(catalog.cluster(), &plan.backup.id).await?, recovery))
+}
+
+/// What fetches WAL with the repository, keys and settings of this call, from any folder.
+fn restore_command(cli: &Cli, args: &RestoreArgs, settings: &Settings) -> Result<String> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%"));
+    let file = |path: &Path| quoted(&absolute(path).display().to_string());
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("pgark"));
+    let mut words = vec![file(&program)];
+    if let Some(config) = cli.config_file() {
+        words.extend(["--config".to_owned(), file(&config)]);
+    }
+    if let Some(url) = &settings.repository {
+        let is_folder = !url.contains(':');
+        let url = if is_folder { file(Path::new(url)) } else { quoted(url) };
+        words.extend(["--repo".to_owned(), url]);
+    }
+    words.extend(["--cluster".to_owned(), quoted(cli.cluster(settings)?.as_str())]);
+    words.extend(["wal", "fetch"].map(str::to_owned));
+    for identity in &args.keys.identity {
+        words.extend(["--identity".to_owned(), file(identity)]);
+    }
+    if let Some(passphrase) = &args.keys.passphrase_file {
+        words.extend(["--passphrase-file".to_owned(), file(passphrase)]);
+    }
+    words.extend(["\"%f\"", "\"%p\""].map(str::to_owned));
+    Ok(words.join(" "))
 }

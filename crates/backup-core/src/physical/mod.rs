@@ -4,12 +4,16 @@
 //! [`DataDirectory`] makes them a data directory again.
 
 mod dump;
+mod plan;
+mod recovery;
 mod restore;
 mod shards;
 mod tar;
 mod wal;
 
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
+pub use plan::{Archived, Plan};
+pub use recovery::{Recovery, Target, TargetAction};
 pub use restore::DataDirectory;
 
 /// [`Dumper::kind`](crate::Dumper::kind) of physical backups.

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
 use super::dump::{TablespaceOf, position};
+use super::recovery::Recovery;
 use super::tar::{Piece, Reader};
 use super::{BASE, FILES, KIND, MANIFEST, WAL};
 use crate::dumper::{Ctx, PartInfo, PartSource, Restorer};
@@ -32,42 +33,32 @@ const LEFT_OUT: [&str; 6] = [
     "recovery.signal",
     "postmaster.opts",
 ];
-/// What makes a copy harmless: it neither archives into the source's archive, nor follows the source's primary, nor
-/// makes its commits wait for the source's standbys; and it recovers what it has, on a timeline of its own.
-const HARMLESS: &str = "
-# Written by pgark: a restored copy does not touch what belongs to its source.
-archive_mode = off
-primary_conninfo = ''
-primary_slot_name = ''
-synchronous_standby_names = ''
-restore_command = 'exit 1'
-recovery_target = ''
-recovery_target_lsn = ''
-recovery_target_name = ''
-recovery_target_time = ''
-recovery_target_xid = ''
-recovery_end_command = ''
-archive_cleanup_command = ''
-";
-
 /// Restores a physical backup into a data directory. The server that is started on it recovers from the WAL of the
 /// backup, and begins a timeline of its own.
 #[derive(Debug, Clone)]
 pub struct DataDirectory {
     path: PathBuf,
     tablespaces: BTreeMap<u32, PathBuf>,
+    recovery: Recovery,
 }
 
 impl DataDirectory {
     /// Restores into a folder that is empty or not there. One that an interrupted restore left is emptied.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), tablespaces: BTreeMap::new() }
+        Self { path: path.into(), tablespaces: BTreeMap::new(), recovery: Recovery::default() }
     }
 
     /// Where the tablespace with an OID goes, in place of where it was.
     #[must_use]
     pub fn tablespace(mut self, oid: u32, path: impl Into<PathBuf>) -> Self {
         self.tablespaces.insert(oid, path.into());
+        self
+    }
+
+    /// How the server recovers; by default with the WAL of the backup, to its end.
+    #[must_use]
+    pub fn recovery(mut self, recovery: Recovery) -> Self {
+        self.recovery = recovery;
         self
     }
 
@@ -120,7 +111,8 @@ impl Restorer for DataDirectory {
             );
             if e.hint().is_some() { e } else { e.with_hint(again) }
         })?;
-        tokio::task::spawn_blocking(move || place.complete(&targets, timeline))
+        let recovery = self.recovery.clone();
+        tokio::task::spawn_blocking(move || place.complete(&targets, timeline, &recovery))
             .await
             .map_err(|e| Error::internal("finishing a restore failed").caused_by(e))??;
         let mut target = Map::new();
@@ -361,7 +353,12 @@ impl Place {
     }
 
     /// Makes it a data directory, when all files are there: settings, signal, and last `pg_control`.
-    fn complete(&self, targets: &BTreeMap<String, PathBuf>, timeline: u32) -> Result<()> {
+    fn complete(
+        &self,
+        targets: &BTreeMap<String, PathBuf>,
+        timeline: u32,
+        recovery: &Recovery,
+    ) -> Result<()> {
         let failed = |doing: &'static str| move |e: io::Error| Error::io(doing, e);
         let wal = self.base.join("pg_wal");
         make_folder(&wal.join("archive_status"), 0o700, self.owner)?;
@@ -372,9 +369,8 @@ impl Place {
                 self.write(&format!("pg_wal/archive_status/{name}.done"), b"", false)?;
             }
         }
-        let settings = format!("{HARMLESS}recovery_target_timeline = '{timeline}'\n");
-        self.write("postgresql.auto.conf", settings.as_bytes(), true)?;
-        self.write("recovery.signal", b"", false)?;
+        self.write("postgresql.auto.conf", recovery.settings(timeline).as_bytes(), true)?;
+        self.write(recovery.signal(), b"", false)?;
         for path in targets.values() {
             sync_all(path)?;
         }

@@ -1,0 +1,239 @@
+//! A server that archives with pgark, and recovers with it.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use pgark::ErrorKind;
+use pgark::postgres::{TempServer, TempServerOptions};
+use serde_json::Value;
+use support::{server_with, sql};
+use tempfile::TempDir;
+
+/// A folder that the server's user can use, with pgark, its configuration, a key, and a repository in it.
+struct Host {
+    home: TempDir,
+    owner: (u32, u32),
+}
+
+impl Host {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        // PostgreSQL does not run as root: then it runs as the user postgres, and so does what it calls.
+        let id = |what: &str| -> u32 {
+            let of = if rustix::process::geteuid().is_root() { "postgres" } else { "" };
+            let output = Command::new("id").arg(what).args(of.split_whitespace()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+        };
+        let owner = (id("-u"), id("-g"));
+        let key = home.path().join("key.txt").display().to_string();
+        let made = Command::new(env!("CARGO_BIN_EXE_pgark"))
+            .args(["--json", "key", "generate", "--output", &key])
+            .output()
+            .unwrap();
+        let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+        let recipient = made["recipient"].as_str().unwrap();
+        let config = format!(
+            "[repository]\nurl = \"repo\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n[host]\nstate = \"state\"\n"
+        );
+        std::fs::write(home.path().join("pgark.toml"), config).unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_pgark"), home.path().join("pgark")).unwrap();
+        for path in [home.path().to_owned(), home.path().join("key.txt")] {
+            chown(path, Some(owner.0), Some(owner.1)).unwrap();
+        }
+        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self { home, owner }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn place(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// The beginning of every command.
+    fn program(&self) -> String {
+        format!("{} --config {}", self.place("pgark"), self.place("pgark.toml"))
+    }
+
+    /// A server that archives here.
+    fn server(&self) -> TempServer {
+        self.server_with(&[])
+    }
+
+    fn server_with(&self, more: &[&str]) -> TempServer {
+        let mut options = TempServerOptions::default();
+        options.settings = vec![
+            "archive_mode = on".to_owned(),
+            format!("archive_command = '{} wal push \"%p\"'", self.program()),
+        ];
+        options.settings.extend(more.iter().map(|line| (*line).to_owned()));
+        server_with(&options)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.path("pgark"));
+        command.arg("--config").arg(self.path("pgark.toml")).args(args).current_dir(self.home.path());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
+        if rustix::process::geteuid().is_root() {
+            command.uid(self.owner.0).gid(self.owner.1);
+        }
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[&["--json"], args].concat());
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Fails with this kind; what it said.
+    fn fails(&self, args: &[&str], kind: ErrorKind) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(i32::from(kind.code())), "{args:?}: {}", said(&output));
+        said(&output)
+    }
+
+    fn back_up(&self, server: &TempServer) -> String {
+        let made = self.json(&["backup", "--physical", "--db", &server.url("postgres")]);
+        made["backup"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Restores into a folder, and starts a server on it that recovers.
+    async fn recover(&self, server: &TempServer, name: &str, args: &[&str]) -> TempServer {
+        let folder = self.place(name);
+        self.json(&[&["restore", "--target-dir", &folder], args].concat());
+        let recovered = server.start_on(&self.path(name)).unwrap();
+        let begun = Instant::now();
+        while one(&recovered, "SELECT pg_is_in_recovery()").await == "t" {
+            assert!(begun.elapsed() < Duration::from_mins(1), "it does not come out of recovery");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        recovered
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{:?}\n{}{}",
+        output.status.code(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+async fn one(server: &TempServer, query: &str) -> String {
+    sql(server, "postgres", query).await[0][0].clone().unwrap_or_default()
+}
+
+/// Ends the segment, and waits until it is in the archive.
+async fn archived(server: &TempServer) {
+    let segment = one(server, "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
+    sql(server, "postgres", "SELECT pg_switch_wal()").await;
+    let begun = Instant::now();
+    let query = format!("SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver");
+    while one(server, &query).await != "t" {
+        let failed = one(server, "SELECT last_failed_wal || ' ' || failed_count FROM pg_stat_archiver").await;
+        assert!(begun.elapsed() < Duration::from_mins(1), "{segment} is not archived; failed: {failed}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn segment_folders(repo: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![repo.join("clusters/main/wal")];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap().flatten() {
+            if entry.file_name().len() == 24 {
+                found.push(entry.path());
+            } else if entry.path().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_comes_back() {
+    let host = Host::new();
+    let init = host.run(&["init"]);
+    assert!(init.status.success(), "{}", said(&init));
+    let server = host.server();
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await;
+    let before = one(&server, "SELECT clock_timestamp()").await;
+    let backup = host.back_up(&server);
+    sql(&server, "postgres", "INSERT INTO t SELECT n FROM generate_series(1001, 1500) n").await;
+    let good = one(&server, "SELECT clock_timestamp()").await;
+    let lsn = one(&server, "SELECT pg_create_restore_point('before the mistake')").await;
+    sql(&server, "postgres", "DROP TABLE t").await;
+    archived(&server).await;
+    sql(&server, "postgres", "CREATE TABLE later AS SELECT 1 AS n").await;
+    archived(&server).await;
+
+    let listing = host.json(&["wal", "list"]);
+    let window = &listing["windows"][0];
+    assert_eq!((window["backup"].as_str(), window["gap"].as_str()), (Some(&*backup), None), "{listing}");
+    assert!(window["last_commit"].as_str().is_some(), "{listing}");
+    assert_eq!(host.json(&["wal", "verify"])["good"], true);
+    assert_eq!(host.json(&["wal", "verify", "--stored"])["good"], true);
+
+    for (name, target) in [
+        ("time", ["--to-time", &good]),
+        ("lsn", ["--to-lsn", &lsn]),
+        ("point", ["--to-name", "before the mistake"]),
+    ] {
+        let recovered = host.recover(&server, name, &target).await;
+        assert_eq!(one(&recovered, "SELECT count(*) FROM t").await, "1500", "{name}");
+        assert_eq!(one(&recovered, "SELECT timeline_id FROM pg_control_checkpoint()").await, "2");
+        assert_eq!(one(&recovered, "SHOW archive_mode").await, "off");
+    }
+    let latest = host.recover(&server, "latest", &[]).await;
+    assert_eq!(one(&latest, "SELECT count(*) FROM later").await, "1");
+    let end = host.recover(&server, "end", &["--to-backup-end"]).await;
+    assert_eq!(one(&end, "SELECT count(*) FROM t").await, "1000");
+
+    let to = host.place("not");
+    let out = |args: &[&str], kind| host.fails(&[&["restore", "--target-dir", &to], args].concat(), kind);
+    let early = out(&["--to-time", &before], ErrorKind::BackupNotFound);
+    assert!(early.contains("no backup is from before"), "{early}");
+    let late = out(&["--to-time", "2100-01-01 00:00:00Z"], ErrorKind::Unsupported);
+    assert!(late.contains("last commit") && late.contains("no more WAL"), "{late}");
+    out(&["--to-lsn", "FF/0"], ErrorKind::Unsupported);
+    let unknown = out(&["--to-name", "nobody knows"], ErrorKind::Unsupported);
+    assert!(unknown.contains("nobody knows"), "{unknown}");
+    out(&["--to-time", "2026-11-21 10:00:00"], ErrorKind::Usage);
+    out(&["--timeline", "7"], ErrorKind::ObjectMissing);
+
+    // A segment that is gone is a gap, which is known before a byte is written.
+    let segments = segment_folders(&host.path("repo"));
+    std::fs::remove_dir_all(&segments[segments.len() - 2]).unwrap();
+    let gap = out(&[], ErrorKind::Unsupported);
+    assert!(gap.contains("is missing"), "{gap}");
+    let missing = segments[segments.len() - 2].file_name().unwrap().to_string_lossy().into_owned();
+    let verified = host.fails(&["wal", "verify"], ErrorKind::Integrity);
+    assert!(verified.contains(&missing), "{verified}");
+    assert!(!host.path("not").exists(), "a refused restore wrote something");
+    // So is one that was damaged.
+    let object = std::fs::read_dir(segments.last().unwrap()).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&object).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&object, bytes).unwrap();
+    let verified = host.fails(&["wal", "verify", "--stored"], ErrorKind::Integrity);
+    assert!(verified.contains(object.file_name().unwrap().to_str().unwrap()), "{verified}");
+}

@@ -1,0 +1,183 @@
+//! Which backup to restore for a target, and whether it can be reached: known before a byte is written.
+
+use jiff::Timestamp;
+
+use super::dump::{Span, span};
+use super::recovery::{Recovery, Target};
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::BackupSummary;
+use crate::wal::{History, Inventory, Reach, RestorePoint};
+
+/// What a recovery will do.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The backup to restore.
+    pub backup: BackupSummary,
+    /// The timeline to recover along.
+    pub timeline: u32,
+    /// How far it could go.
+    pub reach: Reach,
+}
+
+/// The WAL archive, as far as a plan needs it.
+pub struct Archived<'a> {
+    /// What it has.
+    pub inventory: &'a Inventory,
+    /// Its restore points.
+    pub points: &'a [RestorePoint],
+}
+
+/// A backup and the way that recovery goes from it.
+struct Way {
+    span: Span,
+    history: History,
+    reach: Reach,
+}
+
+impl Plan {
+    /// Chooses among backups, oldest first: the newest from which the target can be reached. A transaction's place is
+    /// not known, so that for one there must be a single backup to choose from.
+    ///
+    /// # Errors
+    /// [`BackupNotFound`](ErrorKind::BackupNotFound) where no backup is from before the target;
+    /// [`Unsupported`](ErrorKind::Unsupported) where the WAL does not lead there, and which moments can be reached;
+    /// [`Usage`](ErrorKind::Usage) where several timelines lead on from the backup.
+    pub fn make(
+        backups: &[BackupSummary],
+        archived: Option<&Archived<'_>>,
+        recovery: &Recovery,
+    ) -> Result<Self> {
+        let physical: Vec<(&BackupSummary, Span)> =
+            backups.iter().filter_map(|backup| Some((backup, span(backup)?))).collect();
+        let Some((newest, _)) = physical.last() else {
+            return Err(Error::new(ErrorKind::BackupNotFound, "there is no physical backup to recover from")
+                .with_hint("pgark backup --physical makes one"));
+        };
+        if matches!(recovery.target, Target::Xid(_)) && physical.len() > 1 {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "nothing tells which backup is from before a transaction",
+            )
+            .with_hint("name the backup, or give a time or a position"));
+        }
+        let mut refused = None;
+        for (backup, span) in physical.iter().rev() {
+            let way = match Way::of(*span, archived, recovery) {
+                Ok(way) => way,
+                // The newest one's reason is the one to tell.
+                Err(error) => {
+                    refused.get_or_insert(error);
+                    continue;
+                }
+            };
+            if !way.begins_before(recovery, archived) {
+                continue;
+            }
+            way.check(recovery, archived)?;
+            return Ok(Self { backup: (*backup).clone(), timeline: way.history.timeline, reach: way.reach });
+        }
+        Err(refused
+            .unwrap_or_else(|| {
+                let oldest = physical.first().map_or(Timestamp::UNIX_EPOCH, |(_, span)| span.ended);
+                Error::new(ErrorKind::BackupNotFound, "no backup is from before the target")
+                    .with_hint(format!("the oldest, {}, ended at {oldest}", physical[0].0.id))
+            })
+            .doing(format!("looking for the way from {}", newest.id)))
+    }
+}
+
+impl Way {
+    fn of(span: Span, archived: Option<&Archived<'_>>, recovery: &Recovery) -> Result<Self> {
+        let own = span.wal.timeline;
+        let alone =
+            |timeline| Reach { timeline, from: span.wal.end, to: span.wal.end, last_commit: None, gap: None };
+        let inventory = archived.map(|a| a.inventory).filter(|inventory| inventory.system == span.system);
+        let Some(inventory) = inventory else {
+            if let Some(timeline) = recovery.timeline.filter(|timeline| *timeline != own) {
+                let message = format!("there is no WAL archive that leads to timeline {timeline}");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            return Ok(Self { span, history: History::first(own), reach: alone(own) });
+        };
+        let timeline = match (recovery.timeline, &inventory.leaves(span.wal)[..]) {
+            (Some(timeline), _) => timeline,
+            _ if recovery.target == Target::Immediate => own,
+            (None, [one]) => *one,
+            (None, several) => {
+                let list: Vec<String> = several.iter().map(u32::to_string).collect();
+                let message = format!("several timelines lead on from the backup: {}", list.join(", "));
+                return Err(Error::new(ErrorKind::Usage, message)
+                    .with_hint("choose with --timeline; pgark wal list shows how far each goes"));
+            }
+        };
+        let history = match inventory.history(timeline) {
+            // The backup brings its own.
+            Err(e) if timeline == own && e.kind() == ErrorKind::ObjectMissing => History::first(own),
+            history => history?,
+        };
+        if !history.passes(own, span.wal.end) {
+            let message = format!("timeline {timeline} was begun before the backup's end on timeline {own}");
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_hint("restore an older backup, or along another timeline"));
+        }
+        let reach = inventory.reach(span.wal, &history);
+        Ok(Self { span, history, reach })
+    }
+
+    /// Whether the backup ended before the target.
+    fn begins_before(&self, recovery: &Recovery, archived: Option<&Archived<'_>>) -> bool {
+        match &recovery.target {
+            Target::Latest | Target::Immediate | Target::Xid(_) => true,
+            Target::Time(time) => self.span.ended <= *time,
+            Target::Lsn(lsn) => self.span.wal.end <= *lsn,
+            Target::Name(name) => {
+                // One that nobody knows is reported for the newest backup.
+                let points = || archived.into_iter().flat_map(|a| a.points).filter(|p| p.name == *name);
+                points().next().is_none() || points().any(|point| self.passes(point))
+            }
+        }
+    }
+
+    fn passes(&self, point: &RestorePoint) -> bool {
+        point.lsn >= self.span.wal.end && self.history.passes(point.timeline, point.lsn)
+    }
+
+    /// Whether the WAL leads to the target.
+    fn check(&self, recovery: &Recovery, archived: Option<&Archived<'_>>) -> Result<()> {
+        let reach = &self.reach;
+        let reached = match &recovery.target {
+            // Of a transaction nothing tells: the server will.
+            Target::Immediate | Target::Xid(_) => true,
+            Target::Latest => reach.gap.is_none(),
+            Target::Lsn(lsn) => *lsn <= reach.to,
+            // The server stops at the first commit behind the time: without one it takes it for not reached.
+            Target::Time(time) => {
+                reach.last_commit.is_some_and(|last| last > *time || (recovery.exclusive && last == *time))
+            }
+            Target::Name(name) => archived
+                .into_iter()
+                .flat_map(|a| a.points)
+                .any(|point| point.name == *name && self.passes(point) && point.lsn < reach.to),
+        };
+        if reached {
+            return Ok(());
+        }
+        let what = match &recovery.target {
+            Target::Name(name) if archived.is_none_or(|a| a.points.iter().all(|p| p.name != *name)) => {
+                format!("no restore point in the archive is called {name:?}")
+            }
+            Target::Latest => "the WAL has a gap".to_owned(),
+            _ => "the WAL does not lead to the target".to_owned(),
+        };
+        let last = reach.last_commit.map(|last| format!(" (last commit {last})")).unwrap_or_default();
+        let end = match &reach.gap {
+            Some(gap) => format!("where {gap} is missing"),
+            None if archived.is_none() => "and there is no WAL archive of it".to_owned(),
+            None => "and there is no more WAL on this timeline".to_owned(),
+        };
+        let hint =
+            format!("from this backup recovery comes from {} to {}{last}, {end}", reach.from, reach.to);
+        Err(Error::new(ErrorKind::Unsupported, what).with_hint(hint))
+    }
+}
