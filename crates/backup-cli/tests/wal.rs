@@ -100,6 +100,12 @@ impl Host {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Succeeds, whatever it prints.
+    fn ok(&self, args: &[&str]) {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+    }
+
     /// Fails with this kind; what it said.
     fn fails(&self, args: &[&str], kind: ErrorKind) -> String {
         let output = self.run(args);
@@ -171,8 +177,7 @@ fn segment_folders(repo: &Path) -> Vec<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_table_comes_back() {
     let host = Host::new();
-    let init = host.run(&["init"]);
-    assert!(init.status.success(), "{}", said(&init));
+    host.ok(&["init"]);
     let server = host.server();
     sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await;
     let before = one(&server, "SELECT clock_timestamp()").await;
@@ -236,4 +241,173 @@ async fn a_dropped_table_comes_back() {
     std::fs::write(&object, bytes).unwrap();
     let verified = host.fails(&["wal", "verify", "--stored"], ErrorKind::Integrity);
     assert!(verified.contains(object.file_name().unwrap().to_str().unwrap()), "{verified}");
+}
+
+/// The oldest whole segment of a server, copied to a folder as `pg_wal/<name>`, beside a `pg_control`.
+async fn a_segment(host: &Host, server: &TempServer, folder: &str) -> PathBuf {
+    sql(
+        server,
+        "postgres",
+        "CREATE TABLE IF NOT EXISTS x (n int); INSERT INTO x VALUES (1); SELECT pg_switch_wal()",
+    )
+    .await;
+    let name = one(server, "SELECT min(name) FROM pg_ls_waldir() WHERE length(name) = 24").await;
+    let to = host.path(folder).join("pg_wal");
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(server.data().join("pg_wal").join(&name), to.join(&name)).unwrap();
+    for path in [host.path(folder), to.clone(), to.join(&name)] {
+        chown(path, Some(host.owner.0), Some(host.owner.1)).unwrap();
+    }
+    to.join(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_is_stored_once_and_another_one_beside_it_is_refused() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = server_with(&TempServerOptions::default());
+    let segment = a_segment(&host, &server, "a").await;
+    let (name, path) = (segment.file_name().unwrap().to_str().unwrap(), segment.display().to_string());
+    let push = |path: &str| host.run(&["wal", "push", path]).status.code();
+    assert_eq!((push(&path), push(&path)), (Some(0), Some(0)));
+    let folder = segment_folders(&host.path("repo")).pop().unwrap();
+    let objects = || std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(objects(), 1, "the same again is not stored again");
+
+    // Another file of the name: a clone that archives into the same place.
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let refused = host.run(&["wal", "push", &path]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("other bytes"), "{}", said(&refused));
+    assert_eq!(objects(), 2, "both are kept");
+    let fetch = |to: &str| host.run(&["wal", "fetch", name, to, "--ahead", "0"]);
+    let target = host.place("fetched");
+    assert_eq!(fetch(&target).status.code(), Some(126), "nobody knows which one is right");
+    let listing = host.json(&["wal", "list"]);
+    assert_eq!(listing["conflicts"][0], name, "{listing}");
+
+    let digest = blake3::hash(&bytes).to_hex().to_string();
+    host.json(&["wal", "resolve", name, &digest[..16]]);
+    assert_eq!((push(&path), fetch(&target).status.code()), (Some(0), Some(0)));
+    assert_eq!(std::fs::read(&target).unwrap(), bytes);
+    assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+
+    // What is no segment, or one of another place or cluster, is refused.
+    let wrong = segment.with_file_name("0000000100000000000000FF");
+    std::fs::copy(&segment, &wrong).unwrap();
+    assert_eq!(push(&wrong.display().to_string()), Some(1));
+    std::fs::write(&segment, &bytes[..1 << 20]).unwrap();
+    assert_eq!(push(&path), Some(1));
+    let other = server_with(&TempServerOptions::default());
+    let foreign = a_segment(&host, &other, "b").await.display().to_string();
+    let refused = host.run(&["wal", "push", &foreign]);
+    assert!(
+        !refused.status.success() && said(&refused).contains("give this cluster another name"),
+        "{}",
+        said(&refused)
+    );
+    assert_eq!(host.run(&["--cluster", "b", "wal", "push", &foreign]).status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_mean_to_the_server_what_happened() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = server_with(&TempServerOptions::default());
+    let segment = a_segment(&host, &server, "a").await;
+    let name = segment.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(host.run(&["wal", "push", &segment.display().to_string()]).status.success());
+    let to = host.place("to");
+    let fetch = |args: &[&str]| host.run(&[&["wal", "fetch"], args].concat()).status.code();
+    // Certainly not there.
+    assert_eq!(fetch(&["0000000100000000000000FE", &to]), Some(1));
+    assert_eq!(fetch(&["00000009.history", &to]), Some(1));
+    // Anything else stops recovery: what was asked wrongly, a key that is away, a store that is.
+    assert_eq!(fetch(&["nonsense", &to]), Some(126));
+    assert_eq!(fetch(&["--no-such-flag"]), Some(126));
+    assert_eq!(fetch(&[&name, "/nonexistent/to"]), Some(126));
+    std::fs::rename(host.path("key.txt"), host.path("key.away")).unwrap();
+    assert_eq!(fetch(&[&name, &to]), Some(126));
+    std::fs::rename(host.path("key.away"), host.path("key.txt")).unwrap();
+    std::fs::rename(host.path("repo"), host.path("away")).unwrap();
+    assert_eq!(fetch(&[&name, &to]), Some(126));
+    // A standby asks again.
+    std::fs::write(host.path("standby.signal"), "").unwrap();
+    assert_eq!(fetch(&[&name, &to]), Some(1));
+    std::fs::remove_file(host.path("standby.signal")).unwrap();
+    // The archiver is never told a code above 125.
+    assert_eq!(host.run(&["wal", "push", &segment.display().to_string()]).status.code(), Some(1));
+    assert_eq!(host.run(&["wal", "push"]).status.code(), Some(1));
+    assert!(!host.path("to").exists());
+    std::fs::rename(host.path("away"), host.path("repo")).unwrap();
+    // A segment that is damaged is never served.
+    let object = segment_folders(&host.path("repo")).pop().unwrap();
+    let object = std::fs::read_dir(object).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&object).unwrap();
+    for cut in [0, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&object, &bytes[..cut]).unwrap();
+        assert_eq!(fetch(&[&name, &to]), Some(126), "cut at {cut}");
+    }
+    assert!(!host.path("to").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_are_pushed_and_read_ahead() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    // The archive is away for a while, and files wait.
+    let away = host.path("away");
+    let server = host.server();
+    std::fs::rename(host.path("repo"), &away).unwrap();
+    sql(&server, "postgres", "CREATE TABLE t (n int)").await;
+    for n in 0..6 {
+        sql(&server, "postgres", &format!("INSERT INTO t VALUES ({n})")).await;
+        sql(&server, "postgres", "SELECT pg_switch_wal()").await;
+    }
+    let ready = || {
+        let status = std::fs::read_dir(server.data().join("pg_wal/archive_status")).unwrap();
+        status.flatten().filter(|f| f.file_name().to_string_lossy().ends_with(".ready")).count()
+    };
+    assert!(ready() >= 6, "{}", ready());
+    std::fs::rename(&away, host.path("repo")).unwrap();
+    let begun = Instant::now();
+    while ready() > 0 {
+        assert!(begun.elapsed() < Duration::from_mins(2), "{} are not archived", ready());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let segments = segment_folders(&host.path("repo"));
+    assert!(segments.len() >= 6);
+    for folder in &segments {
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1, "{} was stored twice", folder.display());
+    }
+    // What was pushed ahead is asked for later, or at once when it waits: nothing of it stays.
+    let names: Vec<String> =
+        segments.iter().map(|s| s.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let pg_wal = host.path("fetch");
+    std::fs::create_dir(&pg_wal).unwrap();
+    chown(&pg_wal, Some(host.owner.0), Some(host.owner.1)).unwrap();
+    let to = pg_wal.join("RECOVERYXLOG").display().to_string();
+    let original = |name: &str| std::fs::read(server.data().join("pg_wal").join(name));
+    let ahead = pg_wal.join("pgark.ahead");
+    for (n, name) in names.iter().enumerate() {
+        let fetched = host.run(&["wal", "fetch", name, &to]);
+        assert!(fetched.status.success(), "{}", said(&fetched));
+        if let Ok(original) = original(name) {
+            assert!(std::fs::read(&to).unwrap() == original, "{name}");
+        }
+        if n == 0 {
+            let begun = Instant::now();
+            while !ahead.join(names.last().unwrap()).exists() {
+                assert!(begun.elapsed() < Duration::from_mins(1), "nothing is read ahead");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // What was read ahead is not believed when it is not what its name says.
+            std::fs::write(ahead.join(&names[1]), b"x").unwrap();
+        }
+    }
+    assert_eq!(host.run(&["wal", "fetch", "0000000100000000000000FE", &to]).status.code(), Some(1));
+    assert!(!ahead.exists(), "what was read ahead stays behind");
 }

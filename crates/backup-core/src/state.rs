@@ -106,16 +106,29 @@ impl HostState {
 
     /// Takes a lock; nothing where another process has it.
     pub fn try_lock(&self, name: &str) -> Result<Option<HostLock>> {
-        self.folder("")?;
-        let path = self.path(name);
-        let failed = |e| Error::io(format!("locking {}", path.display()), e);
-        let mut options = OpenOptions::new();
-        let file = options.create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+        let (file, failed) = self.lock_file(name)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(HostLock(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(failed(e)),
         }
+    }
+
+    /// Takes a lock, and waits where another process has it.
+    pub async fn lock(&self, name: &str) -> Result<HostLock> {
+        let (file, failed) = self.lock_file(name)?;
+        let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
+        let locked = locked.map_err(|e| Error::internal("waiting for a lock failed").caused_by(e))?;
+        locked.map(HostLock).map_err(failed)
+    }
+
+    fn lock_file(&self, name: &str) -> Result<(File, impl Fn(io::Error) -> Error + use<>)> {
+        self.folder("")?;
+        let path = self.path(name);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).append(true).mode(0o600).open(&path);
+        let failed = move |e| Error::io(format!("locking {}", path.display()), e);
+        Ok((file.map_err(&failed)?, failed))
     }
 }
 

@@ -20,6 +20,8 @@ use crate::store::{Created, read_whole};
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 /// Where the state has it.
 const FILE: &str = "wal-key.json";
+/// Held by the process that looks at it.
+const LOCK: &str = "wal-key.lock";
 /// More than a key wrapped for thousands of readers.
 const KEY_LIMIT: usize = 16 * 1024 * 1024;
 
@@ -51,6 +53,8 @@ pub(super) async fn current(
     state: &HostState,
     encryptor: &Arc<dyn Encryptor>,
 ) -> Result<WalKey> {
+    // Two processes at once shall not make two keys.
+    let _lock = state.lock(LOCK).await?;
     let now = Timestamp::now();
     // What cannot be read is made anew.
     let kept = state.read(FILE)?.and_then(|json| serde_json::from_slice::<Kept>(&json).ok());

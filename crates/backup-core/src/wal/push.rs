@@ -19,7 +19,7 @@ use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::system_identifier;
 use crate::repository::{ClusterName, Digest, Repository};
-use crate::state::HostState;
+use crate::state::{HostLock, HostState};
 
 /// How much of a file is read at once.
 const READ: usize = 256 * 1024;
@@ -29,6 +29,8 @@ const SMALL: u64 = 1 << 20;
 const AHEAD: &str = "wal-pushed";
 /// Held by the process that pushes ahead.
 const LOCK: &str = "wal-push.lock";
+/// Held by the process that pushes a file: one of so many, by the file's name.
+const LOCKS: u32 = 16;
 /// Which cluster this host was found to be.
 const KNOWN: &str = "wal-system";
 
@@ -84,11 +86,19 @@ impl Pusher {
     /// another cluster.
     pub async fn push(&self, path: &Path) -> Result<Pushed> {
         let name = name_of(path)?;
+        let _lock = self.lock(&name).await?;
         if self.was_pushed_ahead(path, &name).await? {
             return Ok(Pushed::Already);
         }
         let (pushed, _) = self.store(path, &name).await?;
         Ok(pushed)
+    }
+
+    /// Waits for a process that pushes the same file.
+    async fn lock(&self, name: &WalName) -> Result<HostLock> {
+        let number =
+            name.to_string().bytes().fold(0_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
+        self.state.lock(&format!("wal-push.{}.lock", number % LOCKS)).await
     }
 
     /// Whether the process that pushes ahead stored exactly these bytes. What it noted is used once.
@@ -133,16 +143,22 @@ impl Pusher {
             // In their order: should it stop in the middle, the archive has no gap.
             let done: Vec<()> = futures::stream::iter(waiting)
                 .take_until(cancel.cancelled())
-                .map(|name| async move {
-                    let path = pg_wal.join(name.to_string());
-                    let (_, digest) = self.store(&path, &name).await?;
-                    self.state.write(&format!("{AHEAD}/{name}"), digest.as_str().as_bytes())
-                })
+                .map(|name| self.push_one_ahead(pg_wal, name))
                 .buffered(jobs.max(1))
                 .try_collect()
                 .await?;
             pushed += done.len() as u64;
         }
+    }
+
+    async fn push_one_ahead(&self, pg_wal: &Path, name: WalName) -> Result<()> {
+        let _lock = self.lock(&name).await?;
+        // It may have had its turn meanwhile.
+        if !pg_wal.join("archive_status").join(format!("{name}.ready")).exists() {
+            return Ok(());
+        }
+        let (_, digest) = self.store(&pg_wal.join(name.to_string()), &name).await?;
+        self.state.write(&format!("{AHEAD}/{name}"), digest.as_str().as_bytes())
     }
 
     /// Removes notes of files that the server no longer asks for.
