@@ -411,3 +411,111 @@ async fn segments_are_pushed_and_read_ahead() {
     assert_eq!(host.run(&["wal", "fetch", "0000000100000000000000FE", &to]).status.code(), Some(1));
     assert!(!ahead.exists(), "what was read ahead stays behind");
 }
+
+impl Host {
+    /// Runs `pg_ctl` on a restored folder, as the server's user; whether it succeeded.
+    fn pg_ctl(&self, server: &TempServer, folder: &str, args: &[&str]) -> bool {
+        let data = self.path(folder);
+        let options = format!("-k {} -c listen_addresses='' -c fsync=off", self.home.path().display());
+        let mut command = Command::new(server.bin().join("pg_ctl"));
+        command.arg("-D").arg(&data).args(["-l", &self.place("server.log"), "-o", &options]).args(args);
+        command.current_dir(self.home.path()).stdout(std::process::Stdio::null());
+        if rustix::process::geteuid().is_root() {
+            command.uid(self.owner.0).gid(self.owner.1);
+        }
+        command.status().unwrap().success()
+    }
+
+    async fn ask(&self, query: &str) -> String {
+        let at = format!("host={} port=5432 user=postgres dbname=postgres", self.home.path().display());
+        let session = support::connect(&at).await;
+        session.rows(query).await.unwrap()[0][0].clone().unwrap_or_default()
+    }
+
+    async fn until(&self, query: &str, answer: &str) {
+        let begun = Instant::now();
+        while self.ask(query).await != answer {
+            let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
+            assert!(begun.elapsed() < Duration::from_mins(1), "{query} is not {answer}: {log}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery_stops_while_the_archive_is_away_and_a_standby_waits() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT 1 AS n").await;
+    host.back_up(&server);
+    for n in 2..5 {
+        sql(&server, "postgres", &format!("INSERT INTO t VALUES ({n})")).await;
+        archived(&server).await;
+    }
+    let restore = |name: &str, more: &[&str]| {
+        host.ok(&[&["restore", "--target-dir", &host.place(name)], more].concat());
+    };
+    restore("data", &[]);
+    let (repo, away) = (host.path("repo"), host.path("away"));
+    std::fs::rename(&repo, &away).unwrap();
+    assert!(!host.pg_ctl(&server, "data", &["-w", "start"]), "it began without the archive");
+    let log = std::fs::read_to_string(host.path("server.log")).unwrap();
+    assert!(log.contains("FATAL") && !log.contains("selected new timeline"), "{log}");
+    std::fs::rename(&away, &repo).unwrap();
+    assert!(host.pg_ctl(&server, "data", &["-w", "start"]));
+    host.until("SELECT pg_is_in_recovery()", "f").await;
+    assert_eq!(host.ask("SELECT sum(n) FROM t").await, "10");
+    assert!(host.pg_ctl(&server, "data", &["-w", "-m", "fast", "stop"]));
+
+    restore("standby", &["--standby"]);
+    assert!(host.pg_ctl(&server, "standby", &["-w", "start"]));
+    host.until("SELECT sum(n) FROM t", "10").await;
+    std::fs::rename(&repo, &away).unwrap();
+    // It asks every five seconds (wal_retrieve_retry_interval).
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(host.ask("SELECT pg_is_in_recovery()").await, "t");
+    std::fs::rename(&away, &repo).unwrap();
+    sql(&server, "postgres", "INSERT INTO t VALUES (5)").await;
+    archived(&server).await;
+    host.until("SELECT sum(n) FROM t", "15").await;
+    assert!(host.pg_ctl(&server, "standby", &["-w", "-m", "fast", "stop"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_its_sources_place_archives_its_timeline() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT 1 AS n").await;
+    let backup = host.back_up(&server);
+    sql(&server, "postgres", "INSERT INTO t VALUES (2)").await;
+    archived(&server).await;
+    sql(&server, "postgres", "INSERT INTO t VALUES (3)").await;
+    server.stop("fast").unwrap();
+
+    let successor = host.recover(&server, "successor", &["--keep-archiving"]).await;
+    sql(&successor, "postgres", "INSERT INTO t VALUES (30)").await;
+    archived(&successor).await;
+    let listing = host.json(&["wal", "list"]);
+    assert_eq!(listing["timelines"].as_array().unwrap().len(), 2, "{listing}");
+    assert_eq!(
+        listing["windows"][0]["timeline"], 2,
+        "the new timeline is the only one that leads on: {listing}"
+    );
+    // The old server's last segment reached the archive when it was stopped.
+    let latest = host.recover(&server, "latest", &[&*backup]).await;
+    assert_eq!(one(&latest, "SELECT sum(n) FROM t").await, "36");
+    assert_eq!(one(&latest, "SELECT timeline_id FROM pg_control_checkpoint()").await, "3");
+    let old = host.recover(&server, "old", &["--timeline", "1"]).await;
+    assert_eq!(one(&old, "SELECT sum(n) FROM t").await, "6");
+
+    // A backup of the second timeline, and from it a third.
+    sql(&successor, "postgres", "INSERT INTO t VALUES (300)").await;
+    host.back_up(&successor);
+    sql(&successor, "postgres", "INSERT INTO t VALUES (400)").await;
+    archived(&successor).await;
+    let third = host.recover(&server, "third", &[]).await;
+    assert_eq!(one(&third, "SELECT sum(n) FROM t").await, "736");
+    assert_eq!(host.json(&["wal", "verify"])["good"], true);
+}
