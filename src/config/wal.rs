@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backup_core::physical::{Archived, Plan, Recovery, Target, span};
 use backup_core::repository::{BackupSummary, Catalog, ClusterName};
-use backup_core::wal::{Archive, Inventory, Pusher, Reach, Run, WalReport};
+use backup_core::wal::{Archive, Destination, Inventory, Reach, Run, WalReport};
 use backup_core::{CancellationToken, Encryptor, Error, ErrorKind, Repository, Result};
 use serde::Serialize;
 
@@ -87,16 +87,16 @@ impl Settings {
         Ok(Archive::of(repository, cluster, system, self.shared_reader()?))
     }
 
-    /// What pushes WAL.
-    pub fn pusher(&self, repository: Repository, cluster: ClusterName) -> Result<Pusher> {
+    /// Where the WAL of a cluster goes.
+    pub fn wal_destination(&self, repository: Repository, cluster: ClusterName) -> Result<Destination> {
         let state = self.host_state(&repository, &cluster)?;
         let writer = self.writer()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
-        let pusher = Pusher::new(repository, cluster, state, writer);
+        let to = Destination::new(repository, cluster, state, writer);
         // WAL is always compressed with zstd; another method of backups does not count for it.
         let level = self.compress.as_deref().and_then(|method| method.strip_prefix("zstd:")?.parse().ok());
         Ok(match level {
-            Some(level) => pusher.level(level),
-            None => pusher,
+            Some(level) => to.level(level),
+            None => to,
         })
     }
 

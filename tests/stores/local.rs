@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use pgark::{Created, Entry, ErrorKind, Store, StoreOptions, list_sorted, open_store};
+use pgark::{
+    Created, Entry, ErrorKind, LocalStore, Store, StoreOptions, list_sorted, open_store, read_whole,
+};
 use tempfile::TempDir;
 
 use crate::support::left_out;
@@ -308,4 +310,31 @@ async fn a_place_that_cannot_be_written() {
     for folder in walk(place).into_iter().filter(|p| p.is_dir()) {
         let _ = std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700));
     }
+}
+
+#[tokio::test]
+async fn a_folder_that_was_taken_away_is_not_empty() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, away) = (parent.path().join("store"), parent.path().join("away"));
+    let store = LocalStore::new(&folder);
+    assert_eq!(store.create("a/b", Bytes::from_static(b"x")).await.unwrap(), Created::New);
+    std::fs::rename(&folder, &away).unwrap();
+    for replaced in [false, true] {
+        if replaced {
+            std::fs::create_dir(&folder).unwrap();
+        }
+        let kinds = [
+            store.create("a/c", Bytes::from_static(b"y")).await.unwrap_err().kind(),
+            store.head("a/b").await.unwrap_err().kind(),
+            read_whole(&store, "a/b", 9).await.unwrap_err().kind(),
+            list_sorted(&store, "a", None).await.unwrap_err().kind(),
+            store.delete(&["a/b".to_owned()]).await.remove(0).unwrap_err().kind(),
+            store.upload("a/d").await.map(drop).unwrap_err().kind(),
+        ];
+        assert!(kinds.iter().all(|kind| *kind == ErrorKind::StoreUnavailable), "{replaced}: {kinds:?}");
+        assert_eq!(std::fs::read_dir(&folder).map_or(0, Iterator::count), 0, "something was written there");
+    }
+    std::fs::remove_dir(&folder).unwrap();
+    std::fs::rename(&away, &folder).unwrap();
+    assert_eq!(read_whole(&store, "a/b", 9).await.unwrap(), "x");
 }

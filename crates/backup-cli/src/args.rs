@@ -216,6 +216,21 @@ pub(crate) enum WalCommand {
         #[command(flatten)]
         keys: ReadKeys,
     },
+    /// Streams WAL from the server until it is stopped, and acknowledges it when it is stored
+    Receive {
+        /// The server: "host=…", a URI; completed as libpq does (PG…, service, ~/.pgpass)
+        #[arg(long, value_name = "CONNECTION")]
+        db: Option<String>,
+        /// Name of the replication slot
+        #[arg(long, value_name = "NAME", default_value = "pgark")]
+        slot: String,
+        /// Makes the slot where it is not there
+        #[arg(long)]
+        create_slot: bool,
+        /// Seconds that WAL waits at most; as a synchronous standby it never waits
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=30))]
+        every: u64,
+    },
     /// Shows timelines, gaps, and up to where each backup can be recovered
     List,
     /// Reads the archive through, compares every byte with its digest, and looks for gaps

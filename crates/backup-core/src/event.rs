@@ -50,6 +50,19 @@ pub enum Event {
         /// One line.
         message: String,
     },
+    /// WAL was received and stored.
+    Wal {
+        /// Its timeline.
+        timeline: u32,
+        /// Everything before this position is stored: `16/B374D848`.
+        stored: String,
+        /// The end of the server's WAL.
+        server: String,
+        /// How many bytes lie between.
+        lag_bytes: u64,
+        /// Whether commits wait until they are stored.
+        synchronous: bool,
+    },
     /// A step began: "connecting", "sweeping".
     Step {
         /// One line.

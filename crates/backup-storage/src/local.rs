@@ -3,9 +3,9 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -31,6 +31,8 @@ pub struct LocalStore(Arc<Root>);
 struct Root {
     path: PathBuf,
     location: String,
+    /// Which folder it is: device and number, since it was first seen.
+    seen: OnceLock<(u64, u64)>,
 }
 
 impl LocalStore {
@@ -38,7 +40,7 @@ impl LocalStore {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let location = path.display().to_string();
-        Self(Arc::new(Root { path, location }))
+        Self(Arc::new(Root { path, location, seen: OnceLock::new() }))
     }
 }
 
@@ -82,13 +84,37 @@ impl Root {
         if key.is_empty() { Ok(self.path.clone()) } else { self.file(key) }
     }
 
+    /// Whether the folder is still the one that it was: when its file system is taken away, what was in it is not
+    /// absent, and nothing shall be written to the place where it was.
+    fn check(&self) -> Result<()> {
+        let gone = |why: &str| {
+            Err(Error::new(ErrorKind::StoreUnavailable, format!("{}: {why}", self.location))
+                .with_hint("is its file system mounted?"))
+        };
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) => {
+                let now = (metadata.dev(), metadata.ino());
+                if *self.seen.get_or_init(|| now) == now {
+                    Ok(())
+                } else {
+                    gone("another folder is in its place")
+                }
+            }
+            Err(e) if absent(&e) && self.seen.get().is_some() => gone("the folder is gone"),
+            // It is not there yet, or whoever uses it says what is wrong.
+            Err(_) => Ok(()),
+        }
+    }
+
     fn open(&self, key: &str) -> Result<File> {
         let path = self.file(key)?;
+        self.check()?;
         (|| not_a_folder(&std::fs::metadata(&path)?).and_then(|()| File::open(&path)))()
             .map_err(failed("reading", key))
     }
 
     fn temporary(&self) -> Result<(File, PathBuf)> {
+        self.check()?;
         let folder = self.path.join(TEMPORARIES);
         let path = folder.join(Ulid::generate().to_string());
         let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
@@ -102,6 +128,7 @@ impl Root {
 
     /// Gives a written temporary file its name. False when the name is taken.
     fn publish(&self, file: File, temporary: &Path, key: &str) -> Result<bool> {
+        self.check()?;
         let published = (|| {
             file.sync_all()?;
             drop(file);
@@ -156,6 +183,7 @@ impl Root {
 
     fn delete(&self, key: &str) -> Result<()> {
         let path = self.file(key)?;
+        self.check()?;
         match std::fs::remove_file(&path) {
             // Absent, a folder, or below an object: in each case there is no such object.
             Err(e) if !absent(&e) && !path.is_dir() => return Err(failed("deleting", key)(e)),
@@ -176,6 +204,7 @@ impl Root {
     }
 
     fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
+        self.check()?;
         let entries = match std::fs::read_dir(self.folder(folder)?) {
             Err(e) if absent(&e) => return Ok(Vec::new()),
             other => other.map_err(failed("listing", folder))?,
@@ -323,6 +352,7 @@ impl Store for LocalStore {
         let (root, key) = (Arc::clone(&self.0), key.to_owned());
         blocking(move || {
             let path = root.file(&key)?;
+            root.check()?;
             let metadata = std::fs::metadata(path).and_then(|m| not_a_folder(&m).map(|()| m));
             meta(key.clone(), &metadata.map_err(failed("looking at", &key))?)
         })

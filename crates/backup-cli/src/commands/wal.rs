@@ -1,12 +1,15 @@
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pgark::config::{Settings, WalListing, WalVerified};
 use pgark::postgres::system_identifier;
-use pgark::wal::{Asking, Fetcher, Pushed, Pusher, WalName};
-use pgark::{CancellationToken, Error, ErrorKind, Result};
+use pgark::wal::{Asking, Fetcher, Pushed, Pusher, Receiver, WalName};
+use pgark::{CancellationToken, Error, ErrorKind, Event, Observer, Result};
 use serde_json::json;
 
 use crate::args::{Cli, WalCommand, apply_jobs};
@@ -21,6 +24,15 @@ pub(super) async fn run(cli: &Cli, command: &WalCommand, cancel: &CancellationTo
         WalCommand::Fetch { name, to, ahead, background, keys } => {
             keys.apply(&mut settings)?;
             return fetch(cli, &settings, name, to, *ahead, *background, cancel).await;
+        }
+        WalCommand::Receive { db, slot, create_slot, every } => {
+            let cluster = cli.cluster(&settings)?;
+            let connection = settings.connection(&cluster, db.as_deref())?;
+            let to = settings.wal_destination(settings.open_repository().await?, cluster)?;
+            let receiver = Receiver::new(connection, to, reporter(cli))
+                .slot(slot, *create_slot)
+                .every(Duration::from_secs(*every));
+            receiver.run(cancel).await?;
         }
         WalCommand::List => {
             let listing = settings.list_wal(&cli.cluster(&settings)?).await?;
@@ -48,6 +60,37 @@ pub(super) async fn run(cli: &Cli, command: &WalCommand, cancel: &CancellationTo
     Ok(ExitCode::SUCCESS)
 }
 
+/// Tells on standard error what is received: as JSON lines, or when something has changed.
+fn reporter(cli: &Cli) -> Arc<dyn Observer> {
+    if cli.json {
+        return Arc::new(|event: &Event| eprint_line(&json!(event).to_string()));
+    }
+    let (quiet, told) = (cli.quiet, Mutex::new((None::<bool>, 0_u64)));
+    Arc::new(move |event: &Event| match event {
+        Event::Warning { message } => eprint_line(&format!("pgark: {message}")),
+        Event::Step { what } if !quiet => eprint_line(what),
+        Event::Wal { stored, server, lag_bytes, synchronous, .. } if !quiet => {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            // Lag is told when it has doubled, and when it is gone.
+            let lags = (*lag_bytes > 2 * told.1.max(16 << 20)) || (*lag_bytes == 0 && told.1 > 16 << 20);
+            if lags || told.0 != Some(*synchronous) {
+                *told = (Some(*synchronous), *lag_bytes);
+                let how = if *synchronous { "commits wait for it" } else { "commits do not wait for it" };
+                let lag = render::bytes(*lag_bytes);
+                eprint_line(&format!(
+                    "stored up to {stored}, the server is at {server}: {lag} behind; {how}"
+                ));
+            }
+        }
+        _ => {}
+    })
+}
+
+fn eprint_line(line: &str) {
+    // Nobody can be told when standard error is closed.
+    let _ = writeln!(std::io::stderr().lock(), "{}", render::shown(line));
+}
+
 async fn push(
     cli: &Cli,
     settings: &Settings,
@@ -57,7 +100,7 @@ async fn push(
     cancel: &CancellationToken,
 ) -> Result<()> {
     let cluster = cli.cluster(settings)?;
-    let pusher = settings.pusher(settings.open_repository().await?, cluster)?;
+    let pusher = Pusher::new(settings.wal_destination(settings.open_repository().await?, cluster)?);
     let pg_wal = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if background {
         return pusher.push_ahead(pg_wal, ahead, cancel).await.map(drop);

@@ -119,9 +119,7 @@ impl BaseBackupDump {
         let (mut log, files) = (session.replication().await?, session.replication().await?);
         let system = log.identify().await?;
         let segment_bytes = log.setting("wal_segment_size").await?;
-        let segment_bytes = bytes_of(&segment_bytes).ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("wal_segment_size is {segment_bytes:?}"))
-        })?;
+        let segment_bytes = size_of_setting(&segment_bytes)?;
         let mut facts = Map::new();
         facts.insert("server_version".to_owned(), version.into());
         facts.insert("system_identifier".to_owned(), system.identifier.to_string().into());
@@ -145,6 +143,11 @@ async fn outside(session: &Session) -> Vec<String> {
         // Then the role may not know where they are.
         Err(_) => Vec::new(),
     }
+}
+
+/// The size of WAL segments, as `SHOW` prints it.
+pub(crate) fn size_of_setting(size: &str) -> Result<u64> {
+    bytes_of(size).ok_or_else(|| Error::new(ErrorKind::Unsupported, format!("wal_segment_size is {size:?}")))
 }
 
 /// A size as `SHOW` prints it: `16MB`.

@@ -11,6 +11,7 @@ mod shards;
 mod tar;
 mod wal;
 
+pub(crate) use dump::size_of_setting;
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use plan::{Archived, Plan};
 pub use recovery::{Recovery, Target, TargetAction};

@@ -27,6 +27,8 @@ pub struct TempServerOptions {
     pub files: Vec<(String, String)>,
     /// Listens on 127.0.0.1 as well, on this port.
     pub port: Option<u16>,
+    /// More arguments of `initdb`.
+    pub initdb: Vec<String>,
     /// Parent of its folder; the system's temporary folder by default.
     pub parent: Option<PathBuf>,
 }
@@ -69,10 +71,9 @@ impl TempServer {
             }
         }
         let data = server.data().display().to_string();
-        server.run(
-            "initdb",
-            &["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
-        )?;
+        let mut args = vec!["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"];
+        args.extend(options.initdb.iter().map(String::as_str));
+        server.run("initdb", &args)?;
         server.configure(options).map_err(io)?;
         server.start_again()?;
         Ok(server)

@@ -204,6 +204,27 @@ impl Archive {
         Ok((*chosen).clone())
     }
 
+    /// The newest segment of the newest timeline up to `timeline`; nothing where there is none.
+    pub(super) async fn newest(&self, timeline: u32) -> Result<Option<SegmentName>> {
+        for of in list_sorted(self.store(), &self.root(), None).await?.iter().rev() {
+            if !u32::from_str_radix(of.name(), 16).is_ok_and(|n| n <= timeline) || of.name().len() != 8 {
+                continue;
+            }
+            let folder = format!("{}/{}", self.root(), of.name());
+            for group in list_sorted(self.store(), &folder, None).await?.iter().rev() {
+                let files = list_sorted(self.store(), &format!("{folder}/{}", group.name()), None).await?;
+                let newest = files.iter().rev().find_map(|file| match file.name().parse() {
+                    Ok(WalName::Segment(segment)) => Some(segment),
+                    _ => None,
+                });
+                if newest.is_some() {
+                    return Ok(newest);
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether the archive has anything of a timeline behind a segment.
     pub(super) async fn has_later(&self, segment: SegmentName) -> Result<bool> {
         let text = segment.to_string();

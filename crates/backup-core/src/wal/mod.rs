@@ -1,9 +1,10 @@
 //! The WAL archive: every change after a backup, so that a cluster can be brought to any moment.
 //!
-//! [`Pusher`] is what `archive_command` runs, [`Fetcher`] what `restore_command` runs; [`Archive`] is what lies
-//! between them in a repository, and [`Inventory`] says from which backup which moments can be reached.
+//! [`Pusher`] is what `archive_command` runs, [`Receiver`] streams from the server instead, [`Fetcher`] is what
+//! `restore_command` runs; [`Archive`] is what lies between them in a repository, and [`Inventory`] says from which backup which moments can be reached.
 
 mod archive;
+mod destination;
 mod fetch;
 mod history;
 mod inventory;
@@ -14,10 +15,12 @@ mod page;
 mod points;
 mod push;
 mod read;
+mod receive;
 mod seal;
 mod verify;
 
 pub use archive::{Archive, StoredHistory};
+pub use destination::Destination;
 pub use fetch::{Asking, Fetcher};
 pub use history::{History, Switch};
 pub use inventory::{BackupSpan, Inventory, Reach, Run, Segment};
@@ -26,4 +29,5 @@ pub use object::{Piece, ShortDigest, Stored};
 pub use page::{SegmentHeader, TimeScan, Times};
 pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
+pub use receive::Receiver;
 pub use verify::{WalFinding, WalReport};

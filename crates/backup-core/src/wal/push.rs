@@ -3,23 +3,21 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use serde_json::{Map, json};
 use tokio_util::sync::CancellationToken;
 
-use super::archive::{Archive, key_name};
-use super::key::{self, WalKey};
+use super::archive::key_name;
+use super::destination::Destination;
+use super::key::WalKey;
 use super::name::WalName;
 use super::object::{Piece, ShortDigest};
 use super::page::{LONG_HEADER, SegmentHeader, TimeScan, Times};
 use super::seal::{Sealed, Sealer};
-use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::system_identifier;
-use crate::repository::{ClusterName, Digest, Repository};
-use crate::state::{HostLock, HostState};
+use crate::repository::Digest;
+use crate::state::HostLock;
 
 /// How much of a file is read at once.
 const READ: usize = 256 * 1024;
@@ -31,8 +29,6 @@ const AHEAD: &str = "wal-pushed";
 const LOCK: &str = "wal-push.lock";
 /// Held by the process that pushes a file: one of so many, by the file's name.
 const LOCKS: u32 = 16;
-/// Which cluster this host was found to be.
-const KNOWN: &str = "wal-system";
 
 /// What a push did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,11 +41,7 @@ pub enum Pushed {
 
 /// Pushes WAL files of one cluster.
 pub struct Pusher {
-    repository: Repository,
-    cluster: ClusterName,
-    state: HostState,
-    encryptor: Option<Arc<dyn Encryptor>>,
-    level: i32,
+    to: Destination,
 }
 
 /// A file that was read through once.
@@ -62,21 +54,9 @@ struct Incoming {
 }
 
 impl Pusher {
-    /// Pushes into the archive of a cluster. `encryptor` seals; without one WAL is stored in the clear.
-    pub fn new(
-        repository: Repository,
-        cluster: ClusterName,
-        state: HostState,
-        encryptor: Option<Arc<dyn Encryptor>>,
-    ) -> Self {
-        Self { repository, cluster, state, encryptor, level: 3 }
-    }
-
-    /// Level of zstd, 1 to 19; 3 by default.
-    #[must_use]
-    pub fn level(mut self, level: i32) -> Self {
-        self.level = level;
-        self
+    /// Pushes into an archive.
+    pub fn new(to: Destination) -> Self {
+        Self { to }
     }
 
     /// Pushes one file. When this returns `Ok`, it is in the archive, durably.
@@ -98,17 +78,17 @@ impl Pusher {
     async fn lock(&self, name: &WalName) -> Result<HostLock> {
         let number =
             name.to_string().bytes().fold(0_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
-        self.state.lock(&format!("wal-push.{}.lock", number % LOCKS)).await
+        self.to.state.lock(&format!("wal-push.{}.lock", number % LOCKS)).await
     }
 
     /// Whether the process that pushes ahead stored exactly these bytes. What it noted is used once.
     async fn was_pushed_ahead(&self, path: &Path, name: &WalName) -> Result<bool> {
         let note = format!("{AHEAD}/{name}");
-        let Some(noted) = self.state.read(&note)? else { return Ok(false) };
+        let Some(noted) = self.to.state.read(&note)? else { return Ok(false) };
         let path = path.to_owned();
         let found = tokio::task::spawn_blocking(move || digest(&path)).await;
         let found = found.unwrap_or_else(|e| Err(Error::internal("reading WAL failed").caused_by(e)))?;
-        self.state.remove(&note)?;
+        self.to.state.remove(&note)?;
         Ok(found.as_str().as_bytes() == noted)
     }
 
@@ -129,12 +109,12 @@ impl Pusher {
     /// Pushes what waits below `pg_wal`, `jobs` files at once, until nothing does; how many. One process of a host
     /// does so at a time: another one returns at once. The server still asks for each file, and is told then.
     pub async fn push_ahead(&self, pg_wal: &Path, jobs: usize, cancel: &CancellationToken) -> Result<u64> {
-        let Some(_lock) = self.state.try_lock(LOCK)? else { return Ok(0) };
+        let Some(_lock) = self.to.state.try_lock(LOCK)? else { return Ok(0) };
         let mut pushed = 0;
         loop {
             let waiting: Vec<WalName> = Self::ready(pg_wal)?
                 .into_iter()
-                .filter(|name| !self.state.path(&format!("{AHEAD}/{name}")).exists())
+                .filter(|name| !self.to.state.path(&format!("{AHEAD}/{name}")).exists())
                 .collect();
             self.forget_done(pg_wal)?;
             if waiting.is_empty() || cancel.is_cancelled() {
@@ -158,16 +138,16 @@ impl Pusher {
             return Ok(());
         }
         let (_, digest) = self.store(&pg_wal.join(name.to_string()), &name).await?;
-        self.state.write(&format!("{AHEAD}/{name}"), digest.as_str().as_bytes())
+        self.to.state.write(&format!("{AHEAD}/{name}"), digest.as_str().as_bytes())
     }
 
     /// Removes notes of files that the server no longer asks for.
     fn forget_done(&self, pg_wal: &Path) -> Result<()> {
-        let Ok(notes) = std::fs::read_dir(self.state.path(AHEAD)) else { return Ok(()) };
+        let Ok(notes) = std::fs::read_dir(self.to.state.path(AHEAD)) else { return Ok(()) };
         for note in notes.flatten() {
             let name = note.file_name().to_string_lossy().into_owned();
             if !pg_wal.join("archive_status").join(format!("{name}.ready")).exists() {
-                self.state.remove(&format!("{AHEAD}/{name}"))?;
+                self.to.state.remove(&format!("{AHEAD}/{name}"))?;
             }
         }
         Ok(())
@@ -184,26 +164,21 @@ impl Pusher {
     async fn store_history(&self, path: &Path, timeline: u32) -> Result<(Pushed, ShortDigest)> {
         let text = read_small(path)?;
         let system = system_beside(path)?;
-        let archive = self.archive(system, path).await?;
+        let archive = self.to.archive(system, &version_beside(path).unwrap_or_default()).await?;
         let new = archive.store_history(timeline, &text).await?;
         let digest = Digest::of(&text).into();
         Ok((if new { Pushed::New } else { Pushed::Already }, digest))
     }
 
     async fn store_file(&self, path: &Path, name: &WalName) -> Result<(Pushed, ShortDigest)> {
-        let key = match &self.encryptor {
-            Some(encryptor) => {
-                Some(key::current(&self.repository, &self.cluster, &self.state, encryptor).await?)
-            }
-            None => None,
-        };
+        let key = self.to.key().await?;
         let incoming = self.read(path, name, key.clone());
         let system = match name {
             WalName::Segment(_) | WalName::Partial(_) => read_header(path)?.system_identifier,
             _ => system_beside(path)?,
         };
         let archive = async {
-            let archive = self.archive(system, path).await?;
+            let archive = self.to.archive(system, &version_beside(path).unwrap_or_default()).await?;
             let before = archive.stored(name).await?;
             Ok::<_, Error>((archive, before))
         };
@@ -232,7 +207,7 @@ impl Pusher {
         if after.in_conflict() || after.resolved.as_ref().is_some_and(|r| *r != raw) {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("the archive of {} has another file {name}, with other bytes", self.cluster),
+                format!("the archive of {} has another file {name}, with other bytes", self.to.cluster()),
             )
             .with_hint(
                 "two servers archive into one place: stop the one that must not, or give it a cluster name of its \
@@ -244,44 +219,9 @@ impl Pusher {
 
     /// Reads a file through once: digest, times, compressed and sealed bytes.
     async fn read(&self, path: &Path, name: &WalName, key: Option<WalKey>) -> Result<Incoming> {
-        let (path, name, level) = (path.to_owned(), *name, self.level);
+        let (path, name, level) = (path.to_owned(), *name, self.to.level);
         let read = tokio::task::spawn_blocking(move || read_through(&path, &name, level, key.as_ref())).await;
         read.unwrap_or_else(|e| Err(Error::internal("reading WAL failed").caused_by(e)))
-    }
-
-    /// The archive, when this is the cluster that it is of.
-    async fn archive(&self, system: u64, path: &Path) -> Result<Archive> {
-        let archive = Archive::of(&self.repository, &self.cluster, system, None);
-        let known = self.state.read(KNOWN)?;
-        if known.as_deref() == Some(system.to_string().as_bytes()) {
-            return Ok(archive);
-        }
-        match self.repository.identity(&self.cluster).await? {
-            Some(identity) if identity.system_identifier == system.to_string() => {}
-            Some(identity) => {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!(
-                        "{} is the PostgreSQL cluster {} in this repository, and this is WAL of {system}",
-                        self.cluster, identity.system_identifier
-                    ),
-                )
-                .with_hint(
-                    "give this cluster another name (--cluster); if it took the place of the other one \
-                     (initdb, pg_upgrade), back it up first",
-                ));
-            }
-            None => {
-                let facts = json!({
-                    "system_identifier": system.to_string(),
-                    "server_version": version_beside(path).unwrap_or_default(),
-                });
-                let facts: Map<_, _> = facts.as_object().cloned().unwrap_or_default();
-                self.repository.note_identity(&self.cluster, &facts).await?;
-            }
-        }
-        self.state.write(KNOWN, system.to_string().as_bytes())?;
-        Ok(archive)
     }
 }
 
