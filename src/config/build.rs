@@ -110,7 +110,8 @@ impl Settings {
         Ok(HostState::of(&folder, repository, cluster))
     }
 
-    fn tools(&self) -> Tools {
+    /// Where PostgreSQL's programs are.
+    pub fn tools(&self) -> Tools {
         self.pg_bin.as_deref().map_or_else(Tools::installed, |folder: &Path| Tools::in_folder(folder))
     }
 

@@ -136,9 +136,9 @@ async fn a_receiver_goes_on_where_it_was_and_follows_a_promotion() {
         .await;
         // Killed or asked to end: it goes on behind what is stored.
         if round % 2 == 0 {
-            drop(receiving)
+            drop(receiving);
         } else {
-            receiving.end()
+            receiving.end();
         }
         if round == 3 {
             sql(&server, "postgres", "SELECT pg_switch_wal()").await;

@@ -346,3 +346,52 @@ async fn a_server_that_takes_its_sources_place_archives_its_timeline() {
     assert_eq!(one(&third, "SELECT sum(n) FROM t").await, "736");
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_is_started_and_says_where_it_stopped() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    // Recovery must not have less of it than this server.
+    let server = host.server_with(&["max_prepared_transactions = 7"]);
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT 1 AS n").await;
+    host.back_up(&server);
+    sql(&server, "postgres", "INSERT INTO t VALUES (2)").await;
+    let good = one(&server, "SELECT clock_timestamp()").await;
+    sql(&server, "postgres", "DROP TABLE t").await;
+    archived(&server).await;
+    // Two servers cannot have one socket; the restored one has its source's settings.
+    server.stop("fast").unwrap();
+    for (name, action, state) in [
+        ("promote", "promote", "in production"),
+        ("pause", "pause", "in archive recovery"),
+        ("stop", "shutdown", "shut down in recovery"),
+    ] {
+        let to = host.place(name);
+        let args = ["restore", "--target-dir", &to, "--to-time", &good, "--action", action];
+        host.ok(&args);
+        std::fs::remove_dir_all(&to).unwrap();
+        let restored = host.json(&[&args[..], &["--start"]].concat());
+        let recovered = &restored["recovered"];
+        assert_eq!(recovered["state"], state, "{restored}");
+        if action != "shutdown" {
+            assert!(recovered["last_commit"].as_str().is_some_and(|at| *at < *good), "{restored}");
+            // At its target a server that waits holds the lock of the DROP TABLE.
+            let sum = if action == "promote" { "SELECT sum(n) FROM t" } else { "SELECT 3" };
+            assert_eq!(one(&server, sum).await, "3", "{name}");
+            assert!(host.pg_ctl(&server, name, &["-w", "-m", "fast", "stop"]));
+        }
+    }
+    // Half of a target is no target, and what cannot start says why.
+    let settings = host.path("promote/postgresql.auto.conf");
+    std::fs::write(&settings, "shared_preload_libraries = 'nobody_has_this'\n").unwrap();
+    let to = host.path("promote");
+    let error = pgark::postgres::start_and_recover(
+        &to,
+        &pgark::postgres::Tools::installed(),
+        &pgark::CancellationToken::new(),
+    )
+    .await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ToolFailed);
+    assert!(error.causes().join(" ").contains("nobody_has_this"), "{error:?}");
+}

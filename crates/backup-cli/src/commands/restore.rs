@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use pgark::config::Settings;
 use pgark::physical::{DataDirectory, KIND, Recovery, Target};
-use pgark::postgres::ConnInfo;
+use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
 use pgark::{CancellationToken, Repository, Restore, Restored, Result};
 use serde_json::json;
@@ -39,13 +39,34 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     }
     let begun = Instant::now();
     let restored = builder.build()?.run(cancel).await?;
+    if !cli.json && !cli.quiet {
+        render::print(&text(args, &restored, begun))?;
+    }
+    let recovered = match &args.target_dir {
+        Some(folder) if args.recovery.start => {
+            Some(start_and_recover(folder, &settings.tools(), cancel).await?)
+        }
+        _ => None,
+    };
     if cli.json {
-        return render::print_json(&json!({"restored": restored}));
+        return render::print_json(&json!({"restored": restored, "recovered": recovered}));
     }
-    if cli.quiet {
-        return Ok(());
+    match recovered {
+        Some(recovered) if !cli.quiet => render::print(&recovered_text(&recovered)),
+        _ => Ok(()),
     }
-    render::print(&text(args, &restored, begun))
+}
+
+fn recovered_text(recovered: &Recovered) -> String {
+    let of = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
+    format!(
+        "started: {} after {:.1} s, on timeline {}; recovered up to {}, last commit {}\n",
+        recovered.state,
+        recovered.seconds,
+        recovered.timeline,
+        of(&recovered.stopped_at),
+        of(&recovered.last_commit),
+    )
 }
 
 fn text(args: &RestoreArgs, restored: &Restored, begun: Instant) -> String {

@@ -6,7 +6,9 @@ mod control;
 mod lsn;
 mod process;
 mod replication;
+mod server_programs;
 mod socket;
+mod start;
 mod temp_server;
 mod tls;
 mod tools;
@@ -21,6 +23,7 @@ pub use replication::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, NextTimeline, Replication, System, Tablespace,
     TimelineHistory, WalMessage, WalPosition, WalStream,
 };
+pub use start::{Recovered, start_and_recover};
 pub use temp_server::{TempServer, TempServerOptions};
 pub use tools::{Tool, Tools};
 

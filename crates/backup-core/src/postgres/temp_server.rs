@@ -1,13 +1,12 @@
 //! A throwaway PostgreSQL from the server programs of this machine.
 
 use std::fmt::Write as _;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tempfile::TempDir;
 
 use super::conninfo::{ConnInfo, Environment};
+use super::server_programs::ServerPrograms;
 use super::tools::Tools;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -192,29 +191,7 @@ impl TempServer {
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<()> {
-        let mut command = Command::new(self.bin.join(program));
-        command.args(args).env("LC_ALL", "C").current_dir("/").stdin(std::process::Stdio::null());
-        if let Some((uid, gid)) = self.owner {
-            command.uid(uid).gid(gid).env_remove("HOME");
-        }
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("PG") {
-                command.env_remove(variable);
-            }
-        }
-        // The server inherits these of pg_ctl, so they must not be pipes.
-        let output = tempfile::tempfile().map_err(|e| Error::io("making a file for output", e))?;
-        let clone = || output.try_clone().map_err(|e| Error::io("making a file for output", e));
-        command.stdout(clone()?).stderr(clone()?);
-        let status = command.status().map_err(|e| Error::io(format!("starting {program}"), e))?;
-        if status.success() {
-            return Ok(());
-        }
-        let mut said = String::new();
-        let mut output = output;
-        let _ = std::io::Seek::rewind(&mut output)
-            .and_then(|()| std::io::Read::read_to_string(&mut output, &mut said));
-        Err(Error::new(ErrorKind::ToolFailed, format!("{program} failed")).caused_by(said))
+        ServerPrograms { bin: self.bin.clone(), owner: self.owner }.run(program, args).map(drop)
     }
 }
 
