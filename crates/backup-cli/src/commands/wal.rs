@@ -177,7 +177,8 @@ async fn fetch(
         found = fetcher.fetch(name, to) => found?,
     };
     match name {
-        WalName::Segment(_) if found && ahead > 0 => in_background(),
+        // When half of them are taken, more are read.
+        WalName::Segment(_) if found && Fetcher::waiting(to) < ahead.div_ceil(2) => in_background(),
         // Recovery ends, or looks at another timeline.
         WalName::Segment(_) | WalName::History(_) if !found => Fetcher::forget_ahead(to),
         _ => {}

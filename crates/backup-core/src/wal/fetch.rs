@@ -4,7 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
+use futures::{StreamExt, TryStreamExt};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
@@ -19,6 +21,9 @@ use crate::store::Meta;
 /// Where segments that were read ahead wait, below the folder that they are asked into: on its file system, so that
 /// they only need another name.
 const AHEAD: &str = "pgark.ahead";
+
+/// How many segments are read ahead at once.
+const AT_ONCE: usize = 2;
 
 /// Who asks: it decides what is an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,22 +252,41 @@ impl Fetcher {
         }
         let Some(segment_bytes) = self.segment_bytes(behind).await? else { return Ok(0) };
         forget_passed(&folder, behind);
-        let (mut segment, mut there) = (behind, 0);
-        for _ in 0..count {
-            segment = segment.next(segment_bytes);
-            let path = folder.join(segment.to_string());
-            if cancel.is_cancelled() {
-                break;
-            }
-            if !path.exists() {
-                let name = WalName::Segment(segment);
-                let stored = self.archive.stored(&name).await?;
-                let Some(pieces) = whole(&name, &stored)? else { break };
-                self.finish(segment, self.write(&name, &pieces, &path).await?).await?;
-            }
+        let mut next = behind;
+        let segments: Vec<SegmentName> = std::iter::repeat_with(|| {
+            next = next.next(segment_bytes);
+            next
+        })
+        .take(usize::try_from(count).unwrap_or(0))
+        .collect();
+        let reading = futures::stream::iter(segments)
+            .take_until(cancel.cancelled())
+            .map(|segment| self.read_one_ahead(segment, folder.join(segment.to_string())))
+            .buffered(AT_ONCE);
+        let mut reading = pin!(reading);
+        let mut there = 0;
+        while reading.try_next().await?.unwrap_or(false) {
             there += 1;
         }
         Ok(there)
+    }
+
+    /// False where it is not there.
+    async fn read_one_ahead(&self, segment: SegmentName, path: PathBuf) -> Result<bool> {
+        if path.exists() {
+            return Ok(true);
+        }
+        let name = WalName::Segment(segment);
+        let stored = self.archive.stored(&name).await?;
+        let Some(pieces) = whole(&name, &stored)? else { return Ok(false) };
+        self.finish(segment, self.write(&name, &pieces, &path).await?).await
+    }
+
+    /// How many segments wait for the next calls with the same `to`.
+    pub fn waiting(to: &Path) -> u64 {
+        let waits = |name: &str| matches!(name.parse(), Ok(WalName::Segment(_)));
+        let entries = std::fs::read_dir(ahead(to)).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_str().is_some_and(waits)).count() as u64
     }
 
     async fn segment_bytes(&self, segment: SegmentName) -> Result<Option<u64>> {

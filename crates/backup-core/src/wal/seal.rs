@@ -4,6 +4,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use bytes::Bytes;
 use tempfile::SpooledTempFile;
+use zstd::zstd_safe::CParameter;
 
 use super::key::WalKey;
 use super::object::ShortDigest;
@@ -15,6 +16,14 @@ use crate::store::{Created, Store};
 /// Stored bytes up to this length stay in memory, and are stored with one request. It is also the length of a
 /// chunk of a longer upload.
 const IN_MEMORY: usize = 8 * 1024 * 1024;
+
+/// Bytes that a thread compresses at a time: the server waits for its segment, and has no other one meanwhile.
+const JOB: u32 = 1024 * 1024;
+
+/// How many threads compress one file.
+fn workers() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)).min(4)
+}
 
 /// Compressed and sealed bytes, ready to be stored.
 pub(super) struct Sealed {
@@ -86,6 +95,8 @@ impl Sealer {
         let failed = |e| Error::io("compressing WAL", e);
         let mut encoder = zstd::Encoder::new(out, level).map_err(failed)?;
         encoder.include_checksum(true).map_err(failed)?;
+        encoder.multithread(workers()).map_err(failed)?;
+        encoder.set_parameter(CParameter::JobSize(JOB)).map_err(failed)?;
         Ok(Self { encoder, spool })
     }
 
