@@ -45,6 +45,11 @@ impl HostState {
         Self { folder: folder.join(repository.id()).join(cluster.as_str()) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// Path of a file or folder of the state.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -136,8 +141,9 @@ impl StateFile {
             self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
         };
         match &self.temporary {
-            Some(temporary) => kept(temporary)
-                .map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?,
+            Some(temporary) => {
+                kept(temporary).map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?
+            }
             None => return Ok(()),
         }
         self.temporary = None;

@@ -3,19 +3,27 @@
 //! [`BaseBackupDump`] takes them over the replication protocol, so that it needs nothing on the database's host.
 //! [`DataDirectory`] makes them a data directory again.
 
+mod check;
 mod dump;
+mod increment;
+mod overlay;
 mod restore;
 mod shards;
 mod tar;
 mod wal;
 
 pub use dump::{BaseBackupDump, PhysicalPreview};
+pub use increment::Parent;
 pub use restore::DataDirectory;
 
 /// [`Dumper::kind`](crate::Dumper::kind) of physical backups.
 pub const KIND: &str = "physical";
 /// Kind of the parts that hold files: a tar archive each. They are named `base/1`, or `<OID>/1` for a tablespace.
 pub const FILES: &str = "tar";
+/// Kind of the parts that hold what changed since the parent, in place of [`FILES`]: tar archives, named alike.
+pub const DELTA: &str = "delta";
+/// Kind of the part of an increment that lists all files of the cluster.
+pub const LIST: &str = "list";
 /// Kind of the part that holds WAL: a tar archive of whole segments, below `pg_wal/`.
 pub const WAL: &str = "wal";
 /// Kind of the part that holds the server's `backup_manifest`.

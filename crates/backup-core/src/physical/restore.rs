@@ -12,19 +12,21 @@ use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
 use super::dump::{TablespaceOf, position};
+use super::overlay::{DeltaUnpacker, Ground, apply_list, unknown_archive};
 use super::tar::{Piece, Reader};
-use super::{BASE, FILES, KIND, MANIFEST, WAL};
+use super::{BASE, DELTA, FILES, KIND, LIST, MANIFEST, WAL, check};
 use crate::dumper::{Ctx, PartInfo, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
 
 /// Written first and removed last: a folder that has it is not a data directory yet.
-const MARKER: &str = "pgark.restore";
-const PG_CONTROL: &str = "global/pg_control";
+pub(super) const MARKER: &str = "pgark.restore";
+pub(super) const PG_CONTROL: &str = "global/pg_control";
 /// `pg_control` until everything else is safe.
-const PG_CONTROL_UNTIL_THEN: &str = "global/pg_control.pgark";
+pub(super) const PG_CONTROL_UNTIL_THEN: &str = "global/pg_control.pgark";
 /// What must not come along. Links are made from the backup's own list; a copy must not follow a primary; the
 /// others are of another start of the server.
-const LEFT_OUT: [&str; 6] = [
+pub(super) const LEFT_OUT: [&str; 6] = [
     "tablespace_map",
     "tablespace_map.old",
     "backup_label.old",
@@ -111,7 +113,7 @@ impl Restorer for DataDirectory {
         let restored = tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-            restored = unpack_all(&parts, &targets, &place, ctx.jobs) => restored,
+            restored = unpack_chain(&parts, &targets, &place, ctx) => restored,
         };
         restored.map_err(|e| {
             let again = format!(
@@ -135,42 +137,98 @@ impl Restorer for DataDirectory {
     }
 }
 
-async fn unpack_all(
+/// Unpacks a backup, and before it those that it builds on, oldest first.
+pub(super) async fn unpack_chain(
     parts: &Arc<dyn PartSource>,
     targets: &BTreeMap<String, PathBuf>,
     place: &Place,
-    jobs: usize,
+    ctx: &Ctx,
 ) -> Result<()> {
-    futures::stream::iter(parts.parts().into_iter().map(Ok))
-        .try_for_each_concurrent(jobs, |part| async move { unpack(&**parts, &part, targets, place).await })
+    let chain: Vec<&dyn PartSource> = parts.ancestors().iter().chain([parts]).map(|step| &**step).collect();
+    for (number, step) in chain.iter().enumerate() {
+        if chain.len() > 1 {
+            let what = format!("restoring {}, {} of {}", step.name(), number + 1, chain.len());
+            ctx.observer.event(&Event::Step { what });
+        }
+        let newest = number + 1 == chain.len();
+        let ground = Ground { targets: targets.clone(), owner: place.owner, newest };
+        let unpacked = async {
+            let is_increment = step.parts().iter().any(|part| part.spec.kind == LIST);
+            if is_increment != (number > 0) {
+                let why =
+                    if is_increment { "is an increment, without its parent" } else { "is no increment" };
+                return Err(Error::new(ErrorKind::Integrity, format!("{} {why}", step.name()))
+                    .with_hint("restore another backup"));
+            }
+            if is_increment {
+                apply_list(*step, ground.clone()).await?;
+            }
+            unpack_all(*step, &ground, ctx.jobs).await
+        };
+        unpacked.await.map_err(|e| if newest { e } else { e.doing(format!("restoring {}", step.name())) })?;
+    }
+    if chain.len() > 1 {
+        ctx.observer
+            .event(&Event::Step { what: "comparing the files with the server's manifest".to_owned() });
+        let (base, jobs, cancel) = (place.base.clone(), ctx.jobs, ctx.cancel.clone());
+        tokio::task::spawn_blocking(move || check::check_restored(&base, jobs, &cancel))
+            .await
+            .map_err(|e| Error::internal("checking a restore failed").caused_by(e))??;
+    }
+    Ok(())
+}
+
+/// Unpacks the parts of one backup. Of those that others build on only the files are of use.
+async fn unpack_all(parts: &dyn PartSource, ground: &Ground, jobs: usize) -> Result<()> {
+    let wanted = parts.parts().into_iter().filter(|part| match part.spec.kind.as_str() {
+        LIST => false,
+        WAL | MANIFEST => ground.newest,
+        _ => true,
+    });
+    futures::stream::iter(wanted.map(Ok))
+        .try_for_each_concurrent(jobs, |part| async move { unpack(parts, &part, ground).await })
         .await
 }
 
 /// Unpacks one part.
-async fn unpack(
-    parts: &dyn PartSource,
-    part: &PartInfo,
-    targets: &BTreeMap<String, PathBuf>,
-    place: &Place,
-) -> Result<()> {
+async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Ground) -> Result<()> {
     let name = part.spec.name.split('/').next().unwrap_or_default();
+    let is_files = matches!(part.spec.kind.as_str(), FILES | DELTA);
     let folder = match part.spec.kind.as_str() {
-        FILES => targets.get(name),
-        WAL | MANIFEST => targets.get(BASE),
-        _ => None,
-    };
-    let Some(folder) = folder else {
-        return Err(Error::new(ErrorKind::NewerFormat, format!("part {} is of an unknown kind", part.part))
+        FILES | DELTA => ground.targets.get(name),
+        WAL | MANIFEST => ground.targets.get(BASE),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::NewerFormat,
+                format!("part {} is of an unknown kind", part.part),
+            )
             .with_hint("use a newer pgark"));
+        }
+    };
+    let folder = match folder {
+        Some(folder) => folder,
+        None if ground.newest => return Err(unknown_archive(name)),
+        // Of a tablespace that was dropped later.
+        None => return Ok(()),
     };
     let mut stream = parts.open(part.part).await?;
     let mut unpacker = Unpacker {
         folder: folder.clone(),
-        is_base: part.spec.kind == FILES && name == BASE,
-        owner: place.owner,
+        is_base: is_files && name == BASE,
+        owner: ground.owner,
         reader: Reader::default(),
         file: None,
     };
+    if part.spec.kind == DELTA {
+        let mut unpacker = DeltaUnpacker::new(unpacker);
+        while let Some(bytes) = stream.next().await {
+            let bytes = bytes?;
+            unpacker = tokio::task::spawn_blocking(move || unpacker.take(bytes).map(|()| unpacker))
+                .await
+                .map_err(|e| Error::internal("unpacking failed").caused_by(e))??;
+        }
+        return unpacker.finish();
+    }
     if part.spec.kind == MANIFEST {
         unpacker.file = Some(unpacker.create(Path::new("backup_manifest"), 0o600)?);
     }
@@ -192,7 +250,7 @@ async fn unpack(
 }
 
 /// Writes the members of an archive below a folder.
-struct Unpacker {
+pub(super) struct Unpacker {
     folder: PathBuf,
     is_base: bool,
     owner: Option<(u32, u32)>,
@@ -213,12 +271,19 @@ impl Unpacker {
         Ok(())
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<()> {
+    /// The folder that it writes below.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Adds bytes to the file that began last.
+    pub(super) fn write(&mut self, data: &[u8]) -> Result<()> {
         let Some((file, path)) = &mut self.file else { return Ok(()) };
         file.write_all(data).map_err(|e| Error::io(format!("writing {}", path.display()), e))
     }
 
-    fn member(&mut self, header: &Header) -> Result<()> {
+    /// Begins a file, or makes a folder.
+    pub(super) fn member(&mut self, header: &Header) -> Result<()> {
         self.file = None;
         let name = header.path_bytes().into_owned();
         let path = below(&name)?;
@@ -265,7 +330,7 @@ impl Unpacker {
 }
 
 /// The path of a member; never one that leads out of the folder.
-fn below(name: &[u8]) -> Result<PathBuf> {
+pub(super) fn below(name: &[u8]) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let path = Path::new(OsStr::from_bytes(name));
     let inside: Option<PathBuf> = path
@@ -280,7 +345,7 @@ fn below(name: &[u8]) -> Result<PathBuf> {
 }
 
 /// Makes a folder and its parents; one that is there gets the mode.
-fn make_folder(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
+pub(super) fn make_folder(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let failed = |e| Error::io(format!("making the folder {}", path.display()), e);
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
         make_folder(parent, mode, owner)?;
@@ -299,7 +364,7 @@ fn own(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
 }
 
 /// The folders that a restore fills.
-struct Place {
+pub(super) struct Place {
     base: PathBuf,
     /// Whom the files belong to, where this process is root.
     owner: Option<(u32, u32)>,
@@ -307,7 +372,7 @@ struct Place {
 
 impl Place {
     /// Looks at every folder before the first one is touched.
-    fn prepare(targets: &BTreeMap<String, PathBuf>) -> Result<Self> {
+    pub(super) fn prepare(targets: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let base = targets.get(BASE).ok_or_else(|| Error::internal("no data directory"))?.clone();
         let interrupted = base.join(MARKER).exists();
         for path in targets.values() {
