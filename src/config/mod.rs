@@ -9,4 +9,4 @@ mod schema;
 mod work;
 
 pub use schema::{DEFAULT_PATHS, EncryptionSettings, Settings};
-pub use work::{BackedUp, ClusterOptions, Listing, What};
+pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, What};

@@ -93,12 +93,12 @@ impl BaseBackupDump {
         self
     }
 
-    /// Stores what differs from a parent, of which `state` has the block map. Where that is not to be done, the
+    /// Stores what differs from a parent, of which [`state`](Self::state) has the block map. Where that is not to be done, the
     /// backup is a full one, and a warning says why.
     #[must_use]
-    pub fn increment_of(mut self, parent: Parent, state: HostState) -> Self {
+    pub fn increment_of(mut self, parent: Parent) -> Self {
         self.parent = Some(parent);
-        self.state(state)
+        self
     }
 
     /// Looks at what a backup would meet, and changes nothing.
@@ -192,11 +192,7 @@ impl Dumper for BaseBackupDump {
     }
 
     fn working_bytes(&self) -> usize {
-        match (&self.state, &self.parent) {
-            (None, _) => 0,
-            (Some(_), None) => MAP_BYTES,
-            (Some(_), Some(_)) => MAP_BYTES + INCREMENT_BYTES,
-        }
+        MAP_BYTES + if self.parent.is_some() { INCREMENT_BYTES } else { 0 }
     }
 
     async fn dump(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {

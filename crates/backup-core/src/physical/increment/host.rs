@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::map::{BlockMap, MapKey};
+use super::words;
 use crate::error::{Error, Result};
 use crate::repository::{BackupId, BackupSummary, Digest};
 use crate::state::{HostState, StateFile};
@@ -94,10 +95,8 @@ impl Maps {
         }
         let file = File::open(self.state.path(&name(id)))
             .map_err(|e| format!("the block map of backup {id} is not on this host any more: {e}"))?;
-        BlockMap::open(file, facts.blake3).map_err(|e| {
-            let causes = e.causes().join(": ");
-            format!("the block map of backup {id} cannot be used: {causes}")
-        })
+        BlockMap::open(file, facts.blake3)
+            .map_err(|e| format!("the block map of backup {id} cannot be used: {}", words(&e)))
     }
 
     /// Keeps the map of a backup that has committed, and that of its parent; removes those not used for longest.

@@ -23,6 +23,11 @@ pub use parent::Parent;
 pub(super) use plan::Plan;
 pub(super) use window::Window;
 
+/// An error in one line, with its causes.
+fn words(error: &crate::Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+}
+
 /// Folder of whole files in an increment's archives.
 pub(super) const FILES: &str = "files";
 /// Folder of windows in an increment's archives.

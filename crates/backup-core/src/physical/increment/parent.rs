@@ -51,7 +51,7 @@ impl Parent {
         }
         let maps = match Maps::open(state) {
             Ok(maps) => maps,
-            Err(error) => return Ok(Self::None(error.to_string())),
+            Err(error) => return Ok(Self::None(super::words(&error))),
         };
         Ok(physical.find(|backup| maps.has(backup)).map_or_else(
             || {

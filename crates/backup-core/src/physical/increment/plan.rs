@@ -6,6 +6,7 @@ use super::compare::{Compared, Comparer};
 use super::host::{MapFacts, Maps};
 use super::map::BlockMap;
 use super::parent::{Parent, cannot_follow, differs};
+use super::words;
 use crate::dumper::{AfterCommit, Ctx, Dumped};
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
@@ -48,6 +49,9 @@ impl Plan {
         let block_bytes =
             facts.get("block_bytes").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
         let (Some(state), Some(backup), Some(block_bytes)) = (state, backup, block_bytes) else {
+            if parent.is_some() {
+                plan.full_because("this host keeps no block maps");
+            }
             return plan;
         };
         let maps = match Maps::open(state) {
@@ -167,9 +171,8 @@ impl Plan {
     }
 
     fn no_map(&mut self, error: &Error) {
-        let causes: String = error.causes().iter().map(|cause| format!(": {cause}")).collect();
-        self.warnings.push(format!(
-            "no increment can build on this backup: its block map could not be kept: {error}{causes}"
-        ));
+        let words = words(error);
+        self.warnings
+            .push(format!("no increment can build on this backup: its block map could not be kept: {words}"));
     }
 }
