@@ -54,6 +54,7 @@ pub(super) struct TablespaceOf {
 /// The cluster to back up, and connections to it.
 struct Source {
     facts: Map<String, Value>,
+    timeline: u32,
     segment_bytes: u64,
     warnings: Vec<String>,
     /// Keeps WAL in a slot, and streams it.
@@ -139,7 +140,14 @@ impl BaseBackupDump {
             json!(bytes_of(&log.setting("segment_size").await?)),
         );
         facts.insert("data_checksums".to_owned(), log.setting("data_checksums").await?.into());
-        Ok(Source { facts, segment_bytes, warnings: outside(&session).await, log, files })
+        Ok(Source {
+            facts,
+            timeline: system.timeline,
+            segment_bytes,
+            warnings: outside(&session).await,
+            log,
+            files,
+        })
     }
 }
 
@@ -207,15 +215,17 @@ impl Dumper for BaseBackupDump {
 
 impl BaseBackupDump {
     async fn dump_all(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
-        let Source { mut facts, segment_bytes, mut warnings, mut log, mut files } = self.connect().await?;
+        let Source { mut facts, timeline, segment_bytes, mut warnings, mut log, mut files } =
+            self.connect().await?;
         // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
         log.create_slot(&slot, true).await?;
         let mut plan = Plan::make(self.state.as_ref(), self.parent.as_ref(), &facts, ctx).await?;
+        // On the connection without the slot: an error would end that.
+        let history = plan.history(timeline, &mut files).await;
         let backup = files.base_backup(&self.options).await?;
         let start = backup.start;
-        plan.look_at_start(start, &mut log).await;
-        let comparer = plan.take_comparer();
+        let comparer = plan.take_comparer(start, history);
         if !comparer.as_ref().is_some_and(Comparer::is_increment) {
             let kib: u64 = backup.tablespaces.iter().map(|t| t.kib).sum();
             ctx.observer.event(&Event::Expected { raw_bytes: kib * 1024 });

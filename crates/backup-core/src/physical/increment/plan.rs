@@ -23,6 +23,12 @@ pub(in super::super) struct Plan {
     warnings: Vec<String>,
 }
 
+/// The history file of a timeline, or why it cannot be had.
+pub(in super::super) struct History {
+    timeline: u32,
+    text: std::result::Result<String, String>,
+}
+
 impl Plan {
     /// Begins a map where there is a state, and opens the parent's. What does not go is a warning, never an error.
     pub(in super::super) async fn make(
@@ -105,30 +111,41 @@ impl Plan {
         Ok((map, WalPosition { timeline, lsn }))
     }
 
-    /// Looks whether the backup that begins at `start` follows its parent.
-    pub(in super::super) async fn look_at_start(&mut self, start: WalPosition, log: &mut Replication) {
-        let Some((parent, end)) = self.parent.clone() else { return };
-        let history = if end.timeline == start.timeline {
-            Ok(String::new())
-        } else {
-            log.timeline_history(start.timeline).await.map(|history| history.text)
-        };
-        let why = match history {
-            Ok(history) => cannot_follow(end, start, &history),
-            Err(error) => Some(format!("the history of timeline {} cannot be read: {error}", start.timeline)),
-        };
-        if let Some(why) = why {
-            self.parent = None;
-            self.full_because(&format!("it cannot build on backup {parent}: {why}"));
-            if let Some(comparer) = &mut self.comparer {
-                comparer.forget_parent();
+    /// The history of the server's timeline, where the parent is of another one. An error is an answer as well.
+    pub(in super::super) async fn history(&self, timeline: u32, server: &mut Replication) -> History {
+        let text = match &self.parent {
+            Some((_, end)) if end.timeline != timeline && timeline > 1 => {
+                server.timeline_history(timeline).await.map(|history| history.text).map_err(|e| words(&e))
             }
-        }
+            _ => Ok(String::new()),
+        };
+        History { timeline, text }
     }
 
-    /// What goes over the files.
-    pub(in super::super) fn take_comparer(&mut self) -> Option<Comparer<StateFile>> {
-        self.comparer.take()
+    /// What goes over the files of the backup that begins at `start`: without the parent where it does not follow it.
+    pub(in super::super) fn take_comparer(
+        &mut self,
+        start: WalPosition,
+        history: History,
+    ) -> Option<Comparer<StateFile>> {
+        let mut comparer = self.comparer.take()?;
+        let (parent, end) = self.parent.clone().unzip();
+        let why = match (end, history.text) {
+            (None, _) => None,
+            (Some(end), Ok(_)) if history.timeline != start.timeline && end.timeline != start.timeline => {
+                Some("the server changed its timeline just now".to_owned())
+            }
+            (Some(end), Ok(text)) => cannot_follow(end, start, &text),
+            (Some(_), Err(error)) => {
+                Some(format!("the history of timeline {} cannot be read: {error}", start.timeline))
+            }
+        };
+        if let (Some(parent), Some(why)) = (parent, why) {
+            self.parent = None;
+            self.full_because(&format!("it cannot build on backup {parent}: {why}"));
+            comparer.forget_parent();
+        }
+        Some(comparer)
     }
 
     pub(in super::super) fn warnings(&self) -> &[String] {
