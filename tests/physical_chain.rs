@@ -42,7 +42,7 @@ impl Home {
         let number = self.run.fetch_add(1, Ordering::Relaxed);
         let builder = Backup::builder().repository(self.repository.clone()).dumper(dumper);
         let age = pgark::crypt::Age::new().to(&self.keys[number % 2].1)?;
-        let builder = if number % 2 == 0 { builder } else { builder.compressor(pgark::codec::Lz4) };
+        let builder = if number.is_multiple_of(2) { builder } else { builder.compressor(pgark::codec::Lz4) };
         builder.encryptor(age).build()?.run(&CancellationToken::new()).await
     }
 
@@ -214,6 +214,7 @@ const BEGIN: [&str; 12] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "it is one story")]
 async fn a_chain_of_five_is_the_cluster() {
     let server = server();
     let session = connect(&server.url("postgres")).await;
@@ -276,7 +277,7 @@ async fn a_chain_of_five_is_the_cluster() {
         match session.rows("CREATE DATABASE twin OID = 50000 TEMPLATE other STRATEGY file_copy").await {
             Ok(_) => break true,
             Err(e) if format!("{e:?}").contains("being accessed") => {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
             Err(e) => panic!("{e:?}"),
         }

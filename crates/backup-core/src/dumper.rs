@@ -90,7 +90,9 @@ pub struct Dumped {
 }
 
 /// What a dumper does when its backup has committed. A failure is a warning: the backup is there.
-pub struct AfterCommit(Box<dyn FnOnce(&BackupSummary) -> Result<()> + Send>);
+pub struct AfterCommit(Box<Work>);
+
+type Work = dyn FnOnce(&BackupSummary) -> Result<()> + Send;
 
 impl AfterCommit {
     /// `work` may block.

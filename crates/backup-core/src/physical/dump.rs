@@ -242,11 +242,11 @@ impl BaseBackupDump {
         let (say_end, end) = watch::channel(None);
         let wal = wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts));
         let files = async {
-            let (end, compared) = store_files(backup, &parts, comparer).await?;
+            let (end, made) = store_files(backup, &parts, comparer).await?;
             say_end.send_replace(Some(end.end.lsn));
-            Ok((end, compared))
+            Ok((end, made))
         };
-        let ((end, compared), ()) = tokio::try_join!(files, wal)?;
+        let ((end, made), ()) = tokio::try_join!(files, wal)?;
 
         let positions = [("start_lsn", start), ("end_lsn", end.end)];
         for (name, WalPosition { lsn, .. }) in positions {
@@ -263,7 +263,7 @@ impl BaseBackupDump {
         let mut contents = Map::new();
         contents.insert("tablespaces".to_owned(), json!(tablespaces));
         let mut dumped = Dumped { facts, contents, warnings, ..Dumped::default() };
-        plan.finish(compared, &mut dumped, &*ctx.observer);
+        plan.finish(made, &mut dumped, &*ctx.observer);
         Ok(dumped)
     }
 }
@@ -294,7 +294,7 @@ async fn store_files(
             None => return Err(Error::internal("the server sent no manifest")),
         }
     }
-    let compared = intake.finish().await?;
+    let made = intake.finish().await?;
     let spec = PartSpec { kind: MANIFEST.to_owned(), name: "backup_manifest".to_owned() };
     let mut manifest = parts.open(spec).await?;
     while let Some(item) = backup.next().await? {
@@ -307,7 +307,7 @@ async fn store_files(
         }
     }
     manifest.finish().await?;
-    Ok((backup.finish().await?, compared))
+    Ok((backup.finish().await?, made))
 }
 
 /// The facts that a restore needs.

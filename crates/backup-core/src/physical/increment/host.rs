@@ -51,16 +51,14 @@ impl MapFacts {
 impl Maps {
     /// Opens those of a host, and makes its key where there is none.
     pub(in super::super) fn open(state: &HostState) -> Result<Self> {
-        let key = match read_key(state)? {
-            Some(key) => key,
-            None => {
-                let random = age::x25519::Identity::generate().to_string();
-                let context = "pgark 2026 key of block maps";
-                state.write(KEY, &blake3::derive_key(context, random.expose_secret().as_bytes()))?;
-                // Another run may have made one at the same moment.
-                read_key(state)?.ok_or_else(|| Error::internal("the key of the block maps is gone"))?
-            }
-        };
+        if let Some(key) = read_key(state)? {
+            return Ok(Self { state: state.clone(), key });
+        }
+        let random = age::x25519::Identity::generate().to_string();
+        let context = "pgark 2026 key of block maps";
+        state.write(KEY, &blake3::derive_key(context, random.expose_secret().as_bytes()))?;
+        // Another run may have made one at the same moment.
+        let key = read_key(state)?.ok_or_else(|| Error::internal("the key of the block maps is gone"))?;
         Ok(Self { state: state.clone(), key })
     }
 
@@ -123,7 +121,7 @@ impl Maps {
             let name = entry.file_name().to_string_lossy().into_owned();
             // Another run may have removed it just now.
             let Ok(modified) = entry.metadata().and_then(|m| m.modified()) else { continue };
-            if name.ends_with(".tmp") {
+            if entry.path().extension().is_some_and(|ending| ending == "tmp") {
                 if modified.elapsed().is_ok_and(|age| age > STALE) {
                     self.state.remove(&format!("{FOLDER}/{name}"))?;
                 }

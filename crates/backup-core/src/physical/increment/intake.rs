@@ -89,14 +89,14 @@ impl Intake {
     pub(in super::super) async fn finish(mut self) -> Result<Option<Compared<StateFile>>> {
         self.end().await?;
         let Some(comparer) = self.stage.and_then(|stage| stage.comparer) else { return Ok(None) };
-        let mut compared = comparer.finish();
+        let mut made = comparer.finish();
         if self.kind == DELTA {
             let spec = PartSpec { kind: LIST.to_owned(), name: "files".to_owned() };
             let mut part = self.sink.open(spec).await?;
-            part.write(std::mem::take(&mut compared.list).into()).await?;
+            part.write(std::mem::take(&mut made.list).into()).await?;
             part.finish().await?;
         }
-        Ok(Some(compared))
+        Ok(Some(made))
     }
 }
 

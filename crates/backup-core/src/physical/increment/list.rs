@@ -109,7 +109,9 @@ mod tests {
             Entry { stored: Stored::Whole, mode: 0o640, bytes: 7, archive: "16385", path: b"a b\n\xff/c" },
         ];
         let mut list = Vec::new();
-        entries.iter().for_each(|entry| entry.write(&mut list));
+        for entry in &entries {
+            entry.write(&mut list);
+        }
         for step in 1..list.len() {
             let (mut reader, mut at) = (ListReader::default(), 0);
             for piece in list.chunks(step) {
