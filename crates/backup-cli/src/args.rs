@@ -154,7 +154,7 @@ pub(crate) struct RestoreArgs {
     /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
-    /// Of a physical backup, the new data directory; one that exists must be empty
+    /// Of a physical backup, the new data directory; one that exists must be empty. An increment is restored with all that it builds on
     #[arg(long, value_name = "FOLDER", conflicts_with = "into")]
     pub(crate) target_dir: Option<PathBuf>,
     /// Puts a tablespace elsewhere than it was (may be given several times)
