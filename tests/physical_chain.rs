@@ -221,7 +221,11 @@ async fn a_chain_of_five_is_the_cluster() {
     session.rows(&sample(3000)).await.unwrap();
     let space = folder_for(&server, "space");
     all(&session, &[&format!("CREATE TABLESPACE space LOCATION '{}'", space.display())]).await;
+    let brief = folder_for(&server, "brief");
+    all(&session, &[&format!("CREATE TABLESPACE brief LOCATION '{}'", brief.display())]).await;
     all(&session, &BEGIN).await;
+    all(&session, &["CREATE TABLE here TABLESPACE brief AS SELECT n AS id FROM generate_series(1, 900) n"])
+        .await;
     let twin = connect(&server.url("twin")).await;
     all(&twin, &["CREATE TABLE t AS SELECT n AS id FROM generate_series(1, 3000) n", "VACUUM t"]).await;
     drop(twin);
@@ -294,6 +298,8 @@ async fn a_chain_of_five_is_the_cluster() {
             "REINDEX TABLE visible",
             "VACUUM FULL shrunk",
             "DROP DATABASE other",
+            "DROP TABLE here",
+            "DROP TABLESPACE brief",
         ],
     )
     .await;
@@ -367,6 +373,20 @@ async fn what_keeps_a_backup_from_being_an_increment_is_said() {
     );
     let error = home.try_increment(of(&server), Some("2020")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BackupNotFound);
+    // One that cannot be restored itself.
+    let folder = format!("clusters/main/backups/{}/", second.backup.id);
+    let mut kept = Vec::new();
+    for key in home.memory.keys().into_iter().filter(|key| key.starts_with(&folder)) {
+        home.memory.tamper(&key, |bytes| {
+            kept.push((key.clone(), bytes));
+            None
+        });
+    }
+    let summary = home.try_increment(of(&server), Some(&from(&fourth))).await.unwrap();
+    assert!(summary.warnings[0].contains("cannot be restored"), "{summary:?}");
+    for (key, bytes) in kept {
+        put_back(&home, &key, bytes).await;
+    }
 
     // A map that is not the one that was written.
     let map = state.join("maps").join(summary.backup.id.as_str());

@@ -18,7 +18,7 @@ use crate::event::{Event, Observer, Silent};
 use crate::pipeline::{CpuPool, FirstError, MemoryPlan, PipelineOptions, Sink, SinkParts, Totals};
 use crate::repository::{
     BackupContents, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption, FORMAT,
-    PartContents, PartRecord, Repository, Run, State, Swept, Tool, layout,
+    PartContents, PartRecord, Repository, Run, State, Swept, Tool, ancestors, layout,
 };
 use crate::store::Store;
 
@@ -334,12 +334,15 @@ impl Backup {
     /// A backup without the one that it builds on would be of no use.
     async fn look_at_parent(&self, record: &BackupRecord) -> Result<()> {
         let Some(parent) = &record.parent else { return Ok(()) };
-        match self.repository.record(&record.cluster, parent).await {
+        match ancestors(&self.repository, record).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BackupNotFound => Err(Error::new(
                 ErrorKind::BackupNotFound,
-                format!("backup {parent} was removed while an increment of it was made"),
+                format!(
+                    "backup {parent}, or one that it builds on, was removed while an increment of it was made"
+                ),
             )
+            .caused_by(error)
             .with_hint("make the backup again: without --from it builds on another one, or is a full one")),
             Err(error) => Err(error.doing(format!("looking at backup {parent}, on which this one builds"))),
         }

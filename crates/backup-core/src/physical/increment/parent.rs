@@ -1,12 +1,14 @@
 //! Which backup an increment builds on, and whether it can.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::host::Maps;
 use crate::error::{Error, ErrorKind, Result};
 use crate::physical::KIND;
 use crate::postgres::{Lsn, WalPosition};
-use crate::repository::{BackupSummary, Catalog};
+use crate::repository::{BackupId, BackupSummary, Catalog};
 use crate::state::HostState;
 
 /// What an increment is to be made of.
@@ -40,7 +42,10 @@ impl Parent {
                     Error::new(ErrorKind::Unsupported, message).with_hint("pgark list shows the backups")
                 );
             }
-            return Ok(Self::Backup(Box::new(found.clone())));
+            return Ok(match broken(catalog, found) {
+                None => Self::Backup(Box::new(found.clone())),
+                Some(why) => Self::None(why),
+            });
         }
         let mut physical = catalog.backups().rev().filter(|b| b.kind == KIND).peekable();
         if physical.peek().is_none() {
@@ -53,7 +58,7 @@ impl Parent {
             Ok(maps) => maps,
             Err(error) => return Ok(Self::None(super::words(&error))),
         };
-        Ok(physical.find(|backup| maps.has(backup)).map_or_else(
+        Ok(physical.find(|backup| maps.has(backup) && broken(catalog, backup).is_none()).map_or_else(
             || {
                 Self::None(
                     "this host has no block map of any backup: its state was lost, or another host made them"
@@ -63,6 +68,23 @@ impl Parent {
             |found| Self::Backup(Box::new(found.clone())),
         ))
     }
+}
+
+/// Why a backup cannot be restored: what it builds on is gone.
+fn broken(catalog: &Catalog, backup: &BackupSummary) -> Option<String> {
+    let known: BTreeMap<&BackupId, &BackupSummary> = catalog.backups().map(|b| (&b.id, b)).collect();
+    let mut at = backup;
+    // A chain is no longer than the catalog, unless it runs in a circle.
+    for _ in 0..known.len() {
+        let parent = at.parent.as_ref()?;
+        match known.get(parent) {
+            Some(found) => at = found,
+            None => {
+                return Some(format!("backup {} cannot be restored: backup {parent} is gone", backup.id));
+            }
+        }
+    }
+    Some(format!("backup {} builds on itself, by its records", backup.id))
 }
 
 /// What keeps a backup from building on another one, by the facts that are known before it begins.
