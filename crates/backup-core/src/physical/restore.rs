@@ -7,17 +7,17 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
+use super::chain::unpack_chain;
 use super::dump::{TablespaceOf, position};
-use super::overlay::{DeltaUnpacker, Ground, apply_list, unknown_archive};
+use super::overlay::{DeltaUnpacker, Ground, unknown_archive};
 use super::tar::{Piece, Reader};
-use super::{BASE, DELTA, FILES, KIND, LIST, MANIFEST, WAL, check};
+use super::{BASE, DELTA, FILES, KIND, MANIFEST, WAL};
 use crate::dumper::{Ctx, PartInfo, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Event;
 
 /// Written first and removed last: a folder that has it is not a data directory yet.
 pub(super) const MARKER: &str = "pgark.restore";
@@ -137,61 +137,8 @@ impl Restorer for DataDirectory {
     }
 }
 
-/// Unpacks a backup, and before it those that it builds on, oldest first.
-pub(super) async fn unpack_chain(
-    parts: &Arc<dyn PartSource>,
-    targets: &BTreeMap<String, PathBuf>,
-    place: &Place,
-    ctx: &Ctx,
-) -> Result<()> {
-    let chain: Vec<&dyn PartSource> = parts.ancestors().iter().chain([parts]).map(|step| &**step).collect();
-    for (number, step) in chain.iter().enumerate() {
-        if chain.len() > 1 {
-            let what = format!("restoring {}, {} of {}", step.name(), number + 1, chain.len());
-            ctx.observer.event(&Event::Step { what });
-        }
-        let newest = number + 1 == chain.len();
-        let ground = Ground { targets: targets.clone(), owner: place.owner, newest };
-        let unpacked = async {
-            let is_increment = step.parts().iter().any(|part| part.spec.kind == LIST);
-            if is_increment != (number > 0) {
-                let why =
-                    if is_increment { "is an increment, without its parent" } else { "is no increment" };
-                return Err(Error::new(ErrorKind::Integrity, format!("{} {why}", step.name()))
-                    .with_hint("restore another backup"));
-            }
-            if is_increment {
-                apply_list(*step, ground.clone()).await?;
-            }
-            unpack_all(*step, &ground, ctx.jobs).await
-        };
-        unpacked.await.map_err(|e| if newest { e } else { e.doing(format!("restoring {}", step.name())) })?;
-    }
-    if chain.len() > 1 {
-        ctx.observer
-            .event(&Event::Step { what: "comparing the files with the server's manifest".to_owned() });
-        let (base, jobs, cancel) = (place.base.clone(), ctx.jobs, ctx.cancel.clone());
-        tokio::task::spawn_blocking(move || check::check_restored(&base, jobs, &cancel))
-            .await
-            .map_err(|e| Error::internal("checking a restore failed").caused_by(e))??;
-    }
-    Ok(())
-}
-
-/// Unpacks the parts of one backup. Of those that others build on only the files are of use.
-async fn unpack_all(parts: &dyn PartSource, ground: &Ground, jobs: usize) -> Result<()> {
-    let wanted = parts.parts().into_iter().filter(|part| match part.spec.kind.as_str() {
-        LIST => false,
-        WAL | MANIFEST => ground.newest,
-        _ => true,
-    });
-    futures::stream::iter(wanted.map(Ok))
-        .try_for_each_concurrent(jobs, |part| async move { unpack(parts, &part, ground).await })
-        .await
-}
-
 /// Unpacks one part.
-async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Ground) -> Result<()> {
+pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Ground) -> Result<()> {
     let name = part.spec.name.split('/').next().unwrap_or_default();
     let is_files = matches!(part.spec.kind.as_str(), FILES | DELTA);
     let folder = match part.spec.kind.as_str() {
@@ -365,9 +312,9 @@ fn own(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
 
 /// The folders that a restore fills.
 pub(super) struct Place {
-    base: PathBuf,
+    pub(super) base: PathBuf,
     /// Whom the files belong to, where this process is root.
-    owner: Option<(u32, u32)>,
+    pub(super) owner: Option<(u32, u32)>,
 }
 
 impl Place {

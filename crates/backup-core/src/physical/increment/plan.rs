@@ -39,6 +39,10 @@ impl Plan {
     ) -> Result<Self> {
         let (state, parent) = (state.cloned(), parent.cloned());
         let (facts, backup) = (facts.clone(), ctx.backup.clone());
+        if let Some(Parent::Backup(parent)) = &parent {
+            ctx.observer
+                .event(&Event::Step { what: format!("reading the block map of backup {}", parent.id) });
+        }
         // The parent's map is read through: 1.5 GB a terabyte.
         tokio::task::spawn_blocking(move || Self::make_now(state.as_ref(), parent, &facts, backup.as_ref()))
             .await
