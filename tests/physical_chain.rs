@@ -577,6 +577,42 @@ async fn large_files_are_kept_block_by_block() {
     assert_eq!(before, after);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_standby_makes_increments() {
+    let primary = server();
+    let session = connect(&primary.url("postgres")).await;
+    session.rows(&sample(500)).await.unwrap();
+    let home = Home::new().await;
+    let copy = home.full(of(&primary)).await;
+    let target = primary.folder().join("standby");
+    home.restore(&copy, DataDirectory::at(&target)).await.unwrap();
+    std::fs::rename(target.join("recovery.signal"), target.join("standby.signal")).unwrap();
+    let settings = target.join("postgresql.auto.conf");
+    let follow = format!("primary_conninfo = '{}'\n", primary.url("replication"));
+    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &follow).unwrap();
+    let standby = primary.start_on(&target).unwrap();
+
+    // Nothing happened in between, so that the second begins where the first one did.
+    let first = home.increment(of(&standby)).await;
+    let second = home.increment(of(&standby)).await;
+    assert_eq!(first.backup.source["start_lsn"], second.backup.source["start_lsn"]);
+    all(&session, &["UPDATE people SET age = 9", "CREATE TABLE late AS SELECT 1 AS id", "CHECKPOINT"]).await;
+    let wanted = session.value("SELECT pg_current_wal_lsn()").await.unwrap().unwrap();
+    let reached = format!("SELECT pg_last_wal_replay_lsn() >= '{wanted}'");
+    let follower = connect(&standby.url("postgres")).await;
+    let begun = std::time::Instant::now();
+    while follower.value(&reached).await.unwrap().as_deref() != Some("t") {
+        assert!(begun.elapsed().as_secs() < 60, "the standby does not follow");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let last = home.increment(of(&standby)).await;
+    let target = primary.folder().join("restored");
+    home.restore(&last, DataDirectory::at(&target)).await.unwrap();
+    assert!(!target.join("standby.signal").exists(), "the copy follows nobody");
+    let copy = primary.start_on(&target).unwrap();
+    assert_eq!(fingerprint(&session).await, fingerprint(&connect(&copy.url("postgres")).await).await);
+}
+
 /// A newer server, with a password over TCP: its own `pg_verifybackup` and `pg_amcheck` look at the chain.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chain_of_18_comes_back() {

@@ -98,17 +98,19 @@ pub(in super::super) fn differs(parent: &Map<String, Value>, child: &Map<String,
     facts.iter().find(|(fact, _)| parent.get(*fact) != child.get(*fact)).map(|(_, why)| (*why).to_owned())
 }
 
-/// What keeps a backup from following another one in time. `history` is that of the child's timeline.
+/// What keeps a backup from following another one in time. `history` is that of the child's timeline. On one timeline
+/// nothing does: a standby that has nothing to replay begins each backup at the same position, before the end of the
+/// last one.
 pub(in super::super) fn cannot_follow(
     parent: WalPosition,
     start: WalPosition,
     history: &str,
 ) -> Option<String> {
-    if parent.lsn > start.lsn {
-        return Some(format!("it ends at {}, behind {}, where this one begins", parent.lsn, start.lsn));
-    }
     if parent.timeline == start.timeline {
         return None;
+    }
+    if parent.lsn > start.lsn {
+        return Some(format!("it ends at {}, behind {}, where this one begins", parent.lsn, start.lsn));
     }
     match follows_in(history, parent.timeline) {
         None => Some(format!("timeline {} does not follow its timeline {}", start.timeline, parent.timeline)),
@@ -145,6 +147,7 @@ mod tests {
         assert!(no(at(2, 0x500_0001), at(3, 0x600_0000)).unwrap().contains("was left at 0/5000000"));
         assert!(no(at(1, 0x400_0000), at(3, 0x600_0000)).unwrap().contains("was left at 0/3000000"));
         assert!(no(at(4, 0x400_0000), at(3, 0x600_0000)).unwrap().contains("does not follow"));
-        assert!(no(at(3, 0x700_0000), at(3, 0x600_0000)).unwrap().contains("behind"));
+        assert!(no(at(2, 0x700_0000), at(3, 0x600_0000)).unwrap().contains("behind"));
+        assert_eq!(no(at(3, 0x700_0000), at(3, 0x600_0000)), None, "an idle standby");
     }
 }
