@@ -15,7 +15,8 @@ use pgark::repository::{BackupRecord, Catalog, ClusterName};
 use pgark::state::HostState;
 use pgark::{Backup, CancellationToken, ErrorKind, MemoryTransport, Repository, Restore, Result, Summary};
 use support::{
-    connect, containers, fingerprint, keys, left_out, memory_repository, sample, server, server_with,
+    connect, containers, fingerprint, keys, left_out, memory_repository, recovered, sample, server,
+    server_with,
 };
 
 /// An encrypted repository, and a host's state. Every second backup is compressed otherwise and for other readers.
@@ -319,6 +320,7 @@ async fn a_chain_of_five_is_the_cluster() {
     home.restore(&last, into).await.unwrap();
     verified(&server, &target);
     let copy = server.start_on(&target).unwrap();
+    recovered(&copy).await;
     assert_eq!(seen(&copy).await, before);
     amcheck(&copy);
 
@@ -341,6 +343,7 @@ async fn a_chain_of_five_is_the_cluster() {
     home.restore(&onward, into).await.unwrap();
     verified(&server, &target);
     let second = server.start_on(&target).unwrap();
+    recovered(&second).await;
     assert_eq!(seen(&second).await, before);
     amcheck(&second);
 
@@ -490,6 +493,7 @@ async fn an_ancestor_that_is_not_whole_is_named() {
     home.restore(&last, DataDirectory::at(&target)).await.unwrap();
     verified(&server, &target);
     let copy = server.start_on(&target).unwrap();
+    recovered(&copy).await;
     let (before, after) = (connect(&server.url("postgres")).await, connect(&copy.url("postgres")).await);
     assert_eq!(fingerprint(&before).await, fingerprint(&after).await);
 
@@ -571,6 +575,7 @@ async fn large_files_are_kept_block_by_block() {
     home.restore(&few, DataDirectory::at(&target)).await.unwrap();
     verified(&server, &target);
     let copy = server.start_on(&target).unwrap();
+    recovered(&copy).await;
     let sum = "SELECT count(*), sum(hashtextextended(w::text, 7)) FROM wide w";
     let (before, after) =
         (session.rows(sum).await.unwrap(), connect(&copy.url("postgres")).await.rows(sum).await.unwrap());
@@ -610,6 +615,7 @@ async fn an_idle_standby_makes_increments() {
     home.restore(&last, DataDirectory::at(&target)).await.unwrap();
     assert!(!target.join("standby.signal").exists(), "the copy follows nobody");
     let copy = primary.start_on(&target).unwrap();
+    recovered(&copy).await;
     assert_eq!(fingerprint(&session).await, fingerprint(&connect(&copy.url("postgres")).await).await);
 }
 
@@ -649,6 +655,7 @@ async fn a_chain_of_18_comes_back() {
         "set -e; chown -R postgres /restored; bin=$(dirname $(find / -name pg_verifybackup -not -path '/proc/*' -path '*/18/*' | head -n 1)); \
          $bin/pg_verifybackup --quiet --ignore=postgresql.auto.conf --ignore=recovery.signal --ignore=pg_wal --ignore=tablespace_map /restored/data >&2; \
          su postgres -c \"$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start\" >&2 || {{ cat /tmp/log >&2; exit 1; }}; \
+         for n in $(seq 600); do [ $(su postgres -c \"psql -h /tmp -XAtc 'SELECT pg_is_in_recovery()'\") = f ] && break; sleep 0.1; done; \
          su postgres -c \"psql -h /tmp -XAtF' ' -c '{count}'\"; su postgres -c \"$bin/pg_amcheck -h /tmp --all --install-missing --heapallindexed\" >&2; \
          su postgres -c \"$bin/pg_ctl -D /restored/data -m fast -w stop\" >&2; rm -rf /restored/data"
     );
