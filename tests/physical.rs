@@ -14,7 +14,7 @@ use pgark::postgres::{ConnInfo, TempServer, TempServerOptions};
 use pgark::repository::BackupRecord;
 use pgark::{Backup, CancellationToken, ErrorKind, Repository, Restore, Result};
 use support::{
-    connect, conninfo, containers, fingerprint, keys, left_out, memory_repository, sample, server,
+    connect, conninfo, containers, fingerprint, keys, left_out, memory_repository, recovered, sample, server,
     server_with, sql,
 };
 
@@ -169,6 +169,7 @@ async fn tablespaces_never_point_into_the_source() {
 
     backup.restore(DataDirectory::at(&target).tablespace(oid, folder("moved"))).await.unwrap();
     let copy = server.start_on(&target).unwrap();
+    recovered(&copy).await;
     sql(&copy, "postgres", "DROP TABLE here").await;
     sql(&copy, "postgres", "CHECKPOINT").await;
     assert_eq!(sql(&server, "postgres", "SELECT count(*) FROM here").await, [[Some("5000".to_owned())]]);
@@ -303,6 +304,7 @@ async fn a_standby_is_backed_up_while_it_replays() {
     backup.restore(DataDirectory::at(&target)).await.unwrap();
     assert!(!target.join("standby.signal").exists(), "the copy follows nobody");
     let copy = primary.start_on(&target).unwrap();
+    recovered(&copy).await;
     let facts = "SELECT sum(balance), count(*), pg_is_in_recovery() FROM accounts";
     let wanted = ["100000", "1000", "f"].map(|v| Some(v.to_owned()));
     assert_eq!(sql(&copy, "postgres", facts).await, [wanted]);

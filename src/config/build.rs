@@ -121,7 +121,7 @@ impl Settings {
     }
 
     /// A backup, up to what a frontend adds: repository, label, observer.
-    pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: What) -> Result<BackupBuilder> {
+    pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
         let builder = Backup::builder().cluster(cluster);
         let mut builder = match what {
             What::Database => builder.dumper(self.dumper(connection)),

@@ -1,9 +1,9 @@
 //! What frontends do with settings, and what they answer. The JSON of every frontend is that of these answers.
 
-use backup_core::physical::BaseBackupDump;
+use backup_core::physical::{BaseBackupDump, Parent};
 use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
-use backup_core::{BackupBuilder, CancellationToken, Error, Result, Summary};
+use backup_core::{BackupBuilder, CancellationToken, Error, Repository, Result, Summary};
 use serde::Serialize;
 
 use super::Settings;
@@ -33,7 +33,7 @@ pub struct Listing {
 }
 
 /// What is backed up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum What {
     /// One database, as SQL and rows.
     #[default]
@@ -43,19 +43,36 @@ pub enum What {
 }
 
 /// How the files of a cluster are taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ClusterOptions {
     /// What the server sends at most, in KiB a second.
     pub max_rate: Option<u32>,
     /// Spreads the checkpoint at the beginning, and does not do it at once.
     pub spread_checkpoint: bool,
+    /// Stores only what differs from an earlier backup.
+    pub increment: Option<IncrementOf>,
+}
+
+/// What an increment builds on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum IncrementOf {
+    /// The newest physical backup of which this host has the block map.
+    #[default]
+    Newest,
+    /// `latest`, an id, or the beginning of one.
+    Backup(String),
 }
 
 impl ClusterOptions {
     /// What takes them.
-    pub fn dumper(self, connection: ConnInfo) -> BaseBackupDump {
-        BaseBackupDump::new(connection).max_rate(self.max_rate).spread_checkpoint(self.spread_checkpoint)
+    pub fn dumper(&self, connection: ConnInfo) -> BaseBackupDump {
+        let dumper =
+            BaseBackupDump::new(connection).max_rate(self.max_rate).spread_checkpoint(self.spread_checkpoint);
+        match self.increment {
+            None => dumper,
+            Some(_) => dumper.increment_of(Parent::None("no backup was chosen that it builds on".to_owned())),
+        }
     }
 }
 
@@ -71,12 +88,12 @@ impl Settings {
         cancel: &CancellationToken,
     ) -> Result<BackedUp> {
         let connection = self.connection(cluster, db)?;
-        let builder = more(self.backup(cluster.clone(), connection.clone(), what)?);
+        let mut builder = more(self.backup(cluster.clone(), connection.clone(), &what)?);
         // What would fail in the first second shall not leave a repository behind.
         let preview = async {
-            match what {
-                What::Database => self.dumper(connection).preview().await.map(drop),
-                What::Cluster(options) => options.dumper(connection).preview().await.map(drop),
+            match &what {
+                What::Database => self.dumper(connection.clone()).preview().await.map(drop),
+                What::Cluster(options) => options.dumper(connection.clone()).preview().await.map(drop),
             }
         };
         tokio::select! {
@@ -86,8 +103,36 @@ impl Settings {
         }
         let (repository, new_repository) = self.init_repository().await?;
         let location = repository.store().location().to_owned();
+        if let What::Cluster(options) = &what {
+            let dumper = options.dumper(connection);
+            builder = builder.dumper(self.with_state(dumper, options, &repository, cluster).await?);
+        }
         let backup = builder.repository(repository).build()?.run(cancel).await?;
         Ok(BackedUp { repository: location, new_repository, backup })
+    }
+
+    /// Adds what this host keeps of earlier backups, and the parent of an increment.
+    async fn with_state(
+        &self,
+        dumper: BaseBackupDump,
+        options: &ClusterOptions,
+        repository: &Repository,
+        cluster: &ClusterName,
+    ) -> Result<BaseBackupDump> {
+        let state = match (self.host_state(repository, cluster), &options.increment) {
+            (Ok(state), _) => state,
+            // Without a folder for it a full backup does without.
+            (Err(_), None) => return Ok(dumper),
+            (Err(error), Some(_)) => return Err(error),
+        };
+        let from = match &options.increment {
+            None => return Ok(dumper.state(state)),
+            Some(IncrementOf::Newest) => None,
+            Some(IncrementOf::Backup(wanted)) => Some(wanted.as_str()),
+        };
+        let catalog = Catalog::load(repository, cluster).await?;
+        let parent = Parent::choose(&catalog, &state, from)?;
+        Ok(dumper.state(state).increment_of(parent))
     }
 
     /// Lists the backups of a cluster.

@@ -51,6 +51,15 @@ pub async fn sql(server: &TempServer, database: &str, sql: &str) -> Vec<Vec<Opti
     session.rows(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"))
 }
 
+/// Waits until a restored copy has ended its recovery: `pg_ctl` only waits until it can be read.
+pub async fn recovered(server: &TempServer) {
+    let begun = std::time::Instant::now();
+    while sql(server, "postgres", "SELECT pg_is_in_recovery()").await != [[Some("f".to_owned())]] {
+        assert!(begun.elapsed().as_secs() < 60, "the recovery does not end");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 /// A schema with a bit of everything, and `rows` rows in its largest table.
 pub fn sample(rows: u32) -> String {
     format!(

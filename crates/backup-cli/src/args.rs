@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use pgark::config::{ClusterOptions, DEFAULT_PATHS, Settings, What};
+use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, What};
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
@@ -93,19 +93,27 @@ pub(crate) struct ReadKeys {
 }
 
 #[derive(Args)]
+#[command(group = clap::ArgGroup::new("files").multiple(true))]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct BackupArgs {
     /// The database: "host=… dbname=…", a URI, or a name; completed as libpq does (PG…, service, ~/.pgpass)
     #[arg(long, value_name = "CONNECTION")]
     pub(crate) db: Option<String>,
     /// Backs up the files of the whole cluster, and the WAL that they need, over the replication protocol
-    #[arg(long)]
+    #[arg(long, group = "files")]
     pub(crate) physical: bool,
+    /// The same, but stores only what differs from an earlier physical backup; a full backup where that cannot be
+    #[arg(long, group = "files")]
+    pub(crate) incremental: bool,
+    /// The backup that the increment builds on: latest, an id, or the beginning of one
+    /// [default: the newest physical one that this host has the block map of]
+    #[arg(long, value_name = "BACKUP", requires = "incremental")]
+    pub(crate) from: Option<String>,
     /// Limits what the server sends, in KiB a second (32 to 1048576)
-    #[arg(long, value_name = "KIB", requires = "physical", value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+    #[arg(long, value_name = "KIB", requires = "files", value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
     pub(crate) max_rate: Option<u32>,
     /// Spreads the checkpoint at the beginning, which takes longer and disturbs less
-    #[arg(long, requires = "physical")]
+    #[arg(long, requires = "files")]
     pub(crate) spread_checkpoint: bool,
     /// Encrypts to age1… or an SSH public key (may be given several times)
     #[arg(long, short, value_name = "RECIPIENT")]
@@ -150,7 +158,7 @@ pub(crate) struct RestoreArgs {
     /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
-    /// Of a physical backup, the new data directory; one that exists must be empty
+    /// Of a physical backup, the new data directory; one that exists must be empty. An increment is restored with all that it builds on
     #[arg(long, value_name = "FOLDER", conflicts_with = "into")]
     pub(crate) target_dir: Option<PathBuf>,
     /// Puts a tablespace elsewhere than it was (may be given several times)
@@ -360,12 +368,16 @@ fn tablespace(text: &str) -> std::result::Result<(u32, PathBuf), String> {
 impl BackupArgs {
     /// What is backed up.
     pub(crate) fn what(&self) -> What {
-        if !self.physical {
+        if !self.physical && !self.incremental {
             return What::Database;
         }
         let mut options = ClusterOptions::default();
         options.max_rate = self.max_rate;
         options.spread_checkpoint = self.spread_checkpoint;
+        options.increment = self.incremental.then(|| match &self.from {
+            Some(backup) => IncrementOf::Backup(backup.clone()),
+            None => IncrementOf::Newest,
+        });
         What::Cluster(options)
     }
 

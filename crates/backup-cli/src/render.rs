@@ -105,19 +105,16 @@ pub(crate) fn shown(text: &str) -> String {
 
 /// The table of `list`.
 pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> String {
+    let backups: Vec<&BackupSummary> = backups.collect();
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "ID",
-        "DATABASE",
-        "SERVER",
-        "STARTED",
-        "TOOK",
-        "STORED",
-        "ENCRYPTED",
-        "LABEL",
-    ]);
+    let mut header = vec!["ID", "DATABASE", "SERVER", "STARTED", "TOOK", "STORED", "ENCRYPTED", "LABEL"];
+    let increments = backups.iter().any(|b| b.parent.is_some());
+    if increments {
+        header.push("INCREMENT OF");
+    }
+    table.load_style(presets::NOTHING).set_header(header);
     for backup in backups {
-        table.add_row([
+        let mut row = vec![
             backup.id.to_string(),
             shown(source(backup, "database")),
             shown(source(backup, "server_version")),
@@ -126,7 +123,11 @@ pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> Str
             bytes(backup.stored_bytes),
             backup.encryption.as_ref().map_or("no", |e| e.method.as_str()).to_owned(),
             shown(backup.label.as_deref().unwrap_or_default()),
-        ]);
+        ];
+        if increments {
+            row.push(backup.parent.as_ref().map(ToString::to_string).unwrap_or_default());
+        }
+        table.add_row(row);
     }
     if let Some(column) = table.column_mut(5) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -143,6 +144,9 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
     line("backup", backup.id.as_str());
     line("cluster", backup.cluster.as_str());
     line("kind", &backup.kind);
+    if let Some(parent) = &backup.parent {
+        line("increment of", parent.as_str());
+    }
     if backup.kind == pgark::physical::KIND {
         line("WAL", &format!("{} to {}", source(backup, "start_lsn"), source(backup, "end_lsn")));
     } else {

@@ -333,3 +333,46 @@ async fn a_cluster_is_backed_up_and_restored() {
     let (source, copy) = (connect(&db).await, connect(&copy.url("postgres")).await);
     assert_eq!(fingerprint(&source).await, fingerprint(&copy).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn increments_are_made_listed_and_restored() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let backup = ["backup", "--repo", &repo, "--db", &db, "--incremental"];
+    // The first one has nothing to build on, and says so.
+    let full = pgark.json(&backup);
+    assert_eq!(full["backup"]["parent"], serde_json::Value::Null);
+    assert!(full["backup"]["messages"][0].as_str().unwrap().contains("not an increment"), "{full}");
+    let source = connect(&db).await;
+    source.rows("UPDATE people SET age = 7 WHERE id = 7").await.unwrap();
+    let said = pgark.text(&[&backup[..], &["--max-rate", "1048576", "--label", "small"]].concat());
+    let full = full["backup"]["id"].as_str().unwrap();
+    assert!(said.contains(&format!("an increment of {full}")), "{said}");
+
+    let listed = pgark.json(&["list", "--repo", &repo]);
+    let small = &listed["backups"][1];
+    assert_eq!((&small["parent"], &small["warnings"]), (&full.into(), &0.into()), "{listed}");
+    assert!(small["stored_bytes"].as_u64() < listed["backups"][0]["stored_bytes"].as_u64(), "{listed}");
+    let table = pgark.text(&["list", "--repo", &repo]);
+    assert!(table.contains("INCREMENT OF") && table.matches(full).count() == 2, "{table}");
+    let shown = pgark.text(&["show", "--repo", &repo]);
+    assert!(shown.contains(&format!("increment of {full}")), "{shown}");
+    assert!(pgark.text(&["verify", "--repo", &repo]).contains(&format!("it builds on {full}")));
+
+    // Another host has no map.
+    let elsewhere = pgark.place("elsewhere");
+    let made = pgark.json(&[&backup[..], &["--state", &elsewhere, "--from", "latest"]].concat());
+    assert!(made["backup"]["messages"][0].as_str().unwrap().contains("another host"), "{made}");
+    let plan = pgark.json(&[&backup[..], &["--dry-run"]].concat());
+    assert!(plan["memory"]["dumper"].as_u64().unwrap() > 0, "{plan}");
+    pgark.fails(&[&backup[..], &["--from", "2020"]].concat(), ErrorKind::BackupNotFound);
+    let alone = ["backup", "--repo", &repo, "--db", &db, "--max-rate", "1048576"];
+    assert_eq!(pgark.run(&alone).status.code(), Some(2));
+
+    let target = server.folder().join("copy");
+    let small = small["id"].as_str().unwrap();
+    pgark.json(&["restore", small, "--repo", &repo, "--target-dir", &target.display().to_string()]);
+    let copy = server.start_on(&target).unwrap();
+    assert_eq!(fingerprint(&source).await, fingerprint(&connect(&copy.url("postgres")).await).await);
+}

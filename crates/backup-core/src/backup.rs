@@ -18,7 +18,7 @@ use crate::event::{Event, Observer, Silent};
 use crate::pipeline::{CpuPool, FirstError, MemoryPlan, PipelineOptions, Sink, SinkParts, Totals};
 use crate::repository::{
     BackupContents, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption, FORMAT,
-    PartContents, PartRecord, Repository, Run, State, Swept, Tool, layout,
+    PartContents, PartRecord, Repository, Run, State, Swept, Tool, ancestors, layout,
 };
 use crate::store::Store;
 
@@ -179,6 +179,7 @@ impl BackupBuilder {
             store.upload_chunks(),
             self.compressor.as_deref().unwrap_or(&default),
             self.encryptor.as_deref(),
+            dumper.working_bytes(),
         ))
     }
 
@@ -232,7 +233,8 @@ impl Backup {
         let key = self.new_key().await?;
         let step = |what: &str| self.observer.event(&Event::Step { what: what.to_owned() });
         step("announcing the backup");
-        let run = Run::begin(&self.repository, &self.cluster, self.dumper.kind()).await?;
+        let run =
+            Run::begin(&self.repository, &self.cluster, self.dumper.kind(), self.dumper.parent()).await?;
         self.observer.event(&Event::Started { id: run.id.to_string() });
         let mut summary = match self.store(&run, key, cancel).await {
             Ok(summary) => summary,
@@ -302,7 +304,7 @@ impl Backup {
             tool: Tool::this(),
             compression: self.compressor.name().to_owned(),
             encryption: cipher.map(|(_, name)| Encryption { method: name.to_owned() }),
-            parent: None,
+            parent: dumped.parent,
             label: self.label.clone(),
             stored_bytes: totals.stored() + small_bytes,
             warnings: warnings.len() as u64,
@@ -313,8 +315,37 @@ impl Backup {
             return Err(Error::cancelled());
         }
         let record = BackupRecord { contents: Some(contents), parts: records, summary };
+        self.look_at_parent(&record).await?;
         run.commit(&record).await?;
-        Ok(Summary { backup: record.summary, raw_bytes: totals.raw(), warnings })
+        let summary = record.summary;
+        if let Some(after_commit) = dumped.after_commit {
+            let backup = summary.clone();
+            let done = tokio::task::spawn_blocking(move || after_commit.run(&backup)).await;
+            if let Err(error) =
+                done.unwrap_or_else(|e| Err(Error::internal("the work after a commit failed").caused_by(e)))
+            {
+                self.observer.event(&Event::Warning { message: error.to_string() });
+                warnings.push(error.to_string());
+            }
+        }
+        Ok(Summary { backup: summary, raw_bytes: totals.raw(), warnings })
+    }
+
+    /// A backup without the one that it builds on would be of no use.
+    async fn look_at_parent(&self, record: &BackupRecord) -> Result<()> {
+        let Some(parent) = &record.parent else { return Ok(()) };
+        match ancestors(&self.repository, record).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::BackupNotFound => Err(Error::new(
+                ErrorKind::BackupNotFound,
+                format!(
+                    "backup {parent}, or one that it builds on, was removed while an increment of it was made"
+                ),
+            )
+            .caused_by(error)
+            .with_hint("make the backup again: without --from it builds on another one, or is a full one")),
+            Err(error) => Err(error.doing(format!("looking at backup {parent}, on which this one builds"))),
+        }
     }
 
     /// Runs the dumper into the pipeline. Returns only when every upload has ended, one way or the other.
@@ -341,7 +372,7 @@ impl Backup {
             failure: failure.clone(),
             totals: Arc::clone(totals),
         }));
-        let ctx = Ctx::new(stop.clone(), self.jobs, Arc::clone(&self.observer));
+        let ctx = Ctx::new(stop.clone(), self.jobs, Arc::clone(&self.observer)).of(run.id.clone());
         let dumped = self.dumper.dump(Arc::clone(&sink) as Arc<dyn PartSink>, &ctx).await;
         if dumped.is_err() {
             stop.cancel();

@@ -1,6 +1,7 @@
 //! The traits between pgark and what it backs up: a [`Dumper`] turns a source into parts, a [`Restorer`]
 //! turns parts back.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
 use crate::event::Observer;
+use crate::repository::{BackupId, BackupSummary};
 use crate::store::Bytestream;
 
 /// What a dumper or restorer is given beside its parts.
@@ -22,12 +24,21 @@ pub struct Ctx {
     pub jobs: usize,
     /// Where events go.
     pub observer: Arc<dyn Observer>,
+    /// The backup that the run makes, or restores.
+    pub backup: Option<BackupId>,
 }
 
 impl Ctx {
     /// A context for `jobs` jobs.
     pub fn new(cancel: CancellationToken, jobs: usize, observer: Arc<dyn Observer>) -> Self {
-        Self { cancel, jobs, observer }
+        Self { cancel, jobs, observer, backup: None }
+    }
+
+    /// Names the backup.
+    #[must_use]
+    pub fn of(mut self, backup: BackupId) -> Self {
+        self.backup = Some(backup);
+        self
     }
 }
 
@@ -48,12 +59,23 @@ pub trait Dumper: Send + Sync {
     /// How many parts it holds open at most, with `jobs` jobs.
     fn max_open(&self, jobs: usize) -> usize;
 
+    /// The backup that this one is meant to build on: it is announced before anything is stored, so that nobody
+    /// removes it meanwhile. [`Dumped::parent`] says what came of it.
+    fn parent(&self) -> Option<BackupId> {
+        None
+    }
+
+    /// Bytes of memory that it takes at most, beside what it gives to its parts.
+    fn working_bytes(&self) -> usize {
+        0
+    }
+
     /// Does it.
     async fn dump(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped>;
 }
 
 /// What a dumper knows of its source when it is done.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Dumped {
     /// What may stand in the clear: server version, database name. It goes into the record.
     pub facts: Map<String, Value>,
@@ -61,6 +83,33 @@ pub struct Dumped {
     pub contents: Map<String, Value>,
     /// Warnings, one line each; sealed, and counted in the record.
     pub warnings: Vec<String>,
+    /// The backup that this one builds on: without it, it cannot be restored. It must be there at the commit.
+    pub parent: Option<BackupId>,
+    /// What is to be done when the backup has committed. It is dropped where the backup fails.
+    pub after_commit: Option<AfterCommit>,
+}
+
+/// What a dumper does when its backup has committed. A failure is a warning: the backup is there.
+pub struct AfterCommit(Box<Work>);
+
+type Work = dyn FnOnce(&BackupSummary) -> Result<()> + Send;
+
+impl AfterCommit {
+    /// `work` may block.
+    pub fn new(work: impl FnOnce(&BackupSummary) -> Result<()> + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Does it.
+    pub(crate) fn run(self, backup: &BackupSummary) -> Result<()> {
+        (self.0)(backup)
+    }
+}
+
+impl fmt::Debug for AfterCommit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AfterCommit")
+    }
 }
 
 /// Turns parts back into what they were made from.
@@ -119,6 +168,17 @@ pub trait PartSource: Send + Sync {
     /// The raw bytes of a part. The stream ends without an error only when length and digest of the whole
     /// part are right.
     async fn open(&self, part: u32) -> Result<Bytestream>;
+
+    /// The backup, for messages.
+    fn name(&self) -> String {
+        "the backup".to_owned()
+    }
+
+    /// The backups that this one builds on, oldest first: the first is whole, and each other one builds on the
+    /// one before. None where the backup is whole itself.
+    fn ancestors(&self) -> &[Arc<dyn PartSource>] {
+        &[]
+    }
 }
 
 /// A part of a backup.

@@ -38,7 +38,9 @@ pub mod wal;
 
 pub use backup::{Backup, BackupBuilder, Summary};
 pub use compressor::Compressor;
-pub use dumper::{Ctx, Dumped, Dumper, PartInfo, PartSink, PartSource, PartSpec, PartWriter, Restorer};
+pub use dumper::{
+    AfterCommit, Ctx, Dumped, Dumper, PartInfo, PartSink, PartSource, PartSpec, PartWriter, Restorer,
+};
 pub use encryptor::{Cipher, Encryptor, Seal};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, Observer};

@@ -13,7 +13,9 @@ use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
 use crate::pipeline::{CpuPool, Source, Totals};
-use crate::repository::{BackupRecord, BackupSummary, Repository, layout, open_cipher, open_contents};
+use crate::repository::{
+    BackupRecord, BackupSummary, Repository, ancestors, check_objects, layout, open_cipher, open_contents,
+};
 
 /// A restore ready to run. Made by [`Restore::builder`].
 pub struct Restore {
@@ -138,19 +140,47 @@ impl Restore {
         RestoreBuilder::default()
     }
 
-    /// Runs it.
+    /// Runs it. Where the backup builds on others, they are looked at before the restorer begins: a record, a key,
+    /// or an object that is missing ends the restore before anything is written.
     pub async fn run(&self, cancel: &CancellationToken) -> Result<Restored> {
         let totals = Arc::new(Totals::default());
+        let ancestors = self.ancestors(&totals).await?;
         let cipher = self.reading.cipher(&self.repository, &self.record).await?;
-        let source = self.reading.open(&self.repository, &self.record, cipher, Arc::clone(&totals)).await?;
-        let expected = source.parts().iter().map(|p| p.raw_bytes).sum();
+        let mut source =
+            self.reading.open(&self.repository, &self.record, cipher, Arc::clone(&totals)).await?;
+        source.ancestors = ancestors;
+        let all = source.ancestors.iter().map(|s| &**s).chain([&source as &dyn PartSource]);
+        let expected = all.flat_map(PartSource::parts).map(|p| p.raw_bytes).sum();
         self.reading.observer.event(&Event::Expected { raw_bytes: expected });
-        let ctx = Ctx::new(cancel.child_token(), self.reading.jobs, Arc::clone(&self.reading.observer));
+        let ctx = Ctx::new(cancel.child_token(), self.reading.jobs, Arc::clone(&self.reading.observer))
+            .of(self.record.id.clone());
         let target = self.restorer.restore(Arc::new(source), &ctx).await;
         if cancel.is_cancelled() {
             return Err(Error::cancelled());
         }
         Ok(Restored { backup: self.record.summary.clone(), raw_bytes: totals.raw(), target: target? })
+    }
+}
+
+impl Restore {
+    /// Opens what the backup builds on, oldest first.
+    async fn ancestors(&self, totals: &Arc<Totals>) -> Result<Vec<Arc<dyn PartSource>>> {
+        let records = ancestors(&self.repository, &self.record).await?;
+        if !records.is_empty() {
+            for record in records.iter().chain([&self.record]) {
+                check_objects(&self.repository, record).await?;
+            }
+        }
+        let mut opened: Vec<Arc<dyn PartSource>> = Vec::with_capacity(records.len());
+        for record in records {
+            let open = async {
+                let cipher = self.reading.cipher(&self.repository, &record).await?;
+                self.reading.open(&self.repository, &record, cipher, Arc::clone(totals)).await
+            };
+            let doing = format!("opening backup {}, on which {} builds", record.id, self.record.id);
+            opened.push(Arc::new(open.await.map_err(|e| e.doing(doing))?));
+        }
+        Ok(opened)
     }
 }
 
@@ -199,6 +229,13 @@ impl Reading {
             compressor,
             cipher,
         };
-        Ok(Source { reader, record: record.clone(), contents, observer: Arc::clone(&self.observer), totals })
+        Ok(Source {
+            reader,
+            record: record.clone(),
+            contents,
+            observer: Arc::clone(&self.observer),
+            totals,
+            ancestors: Vec::new(),
+        })
     }
 }

@@ -45,6 +45,11 @@ impl HostState {
         Self { folder: folder.join(repository.id()).join(cluster.as_str()) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// Path of a file or folder of the state.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -37,8 +37,9 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
         .as_ref()
         .map_or("not encrypted".to_owned(), |e| format!("encrypted with {}", e.method));
     render::print(&format!(
-        "backup {} is in {}{}: {} became {} ({}, {how}) in {}{}\n",
+        "backup {}{} is in {}{}: {} became {} ({}, {how}) in {}{}\n",
         backup.id,
+        backup.parent.as_ref().map(|parent| format!(", an increment of {parent},")).unwrap_or_default(),
         done.repository,
         if done.new_repository { " (a new repository)" } else { "" },
         render::bytes(summary.raw_bytes),
@@ -52,8 +53,8 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
 async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: ClusterName) -> Result<()> {
     let connection = settings.connection(&cluster, args.db.as_deref())?;
     let what = args.what();
-    let memory = settings.backup(cluster, connection.clone(), what)?.memory(&*settings.store()?)?;
-    let (preview, words) = match what {
+    let memory = settings.backup(cluster, connection.clone(), &what)?.memory(&*settings.store()?)?;
+    let (preview, words) = match &what {
         What::Database => {
             let preview = settings.dumper(connection).preview().await?;
             let words = format!(
@@ -68,7 +69,8 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
         What::Cluster(options) => {
             let preview = options.dumper(connection).preview().await?;
             let words = format!(
-                "cluster {} of PostgreSQL {}, about {}",
+                "{}cluster {} of PostgreSQL {}, about {}",
+                if options.increment.is_some() { "what changed in " } else { "" },
                 preview.system_identifier,
                 preview.server_version,
                 render::bytes(preview.raw_bytes),
@@ -83,13 +85,14 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
     let b = |n: usize| render::bytes(n as u64);
     render::print(&format!(
         "would back up {words} before compression\n\
-         memory: at most {} (program {}, frames {}, uploads {}, compression {}, encryption {}){}\n",
+         memory: at most {} (program {}, frames {}, uploads {}, compression {}, encryption {}, blocks {}){}\n",
         b(memory.total()),
         b(memory.base),
         b(memory.frames),
         b(memory.chunks),
         b(memory.compression),
         b(memory.encryption),
+        b(memory.dumper),
         if what == What::Database { "; pg_dump takes its own" } else { "" },
     ))
 }

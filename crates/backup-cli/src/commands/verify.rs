@@ -49,7 +49,10 @@ fn text(report: &Report) -> String {
     };
     let stored = render::bytes(report.stored_bytes);
     if report.is_good() {
-        return format!("{}: good: {} objects, {stored}: compared {compared}\n", report.id, report.objects);
+        let parent = report.parent.as_ref();
+        let parent = parent.map(|parent| format!("; it builds on {parent}")).unwrap_or_default();
+        let objects = report.objects;
+        return format!("{}: good: {objects} objects, {stored}: compared {compared}{parent}\n", report.id);
     }
     let mut text = format!(
         "{}: DAMAGED: {} of {} objects and parts\n",

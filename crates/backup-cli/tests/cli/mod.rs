@@ -76,6 +76,7 @@ impl Pgark {
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command
             .env("HOME", self.home())
+            .env("PGARK_STATE", self.home().join("state"))
             .envs(self.variables.iter().map(|(n, v)| (n, v)))
             .current_dir(self.home());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

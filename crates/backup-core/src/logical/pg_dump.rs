@@ -177,6 +177,6 @@ impl Dumper for PgDump {
         for message in &warnings {
             ctx.observer.event(&Event::Warning { message: message.clone() });
         }
-        Ok(Dumped { facts, contents: database.to_contents()?, warnings })
+        Ok(Dumped { facts, contents: database.to_contents()?, warnings, ..Dumped::default() })
     }
 }

@@ -1,23 +1,27 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::shards::Shards;
-use super::tar::{Piece, Reader};
-use super::{BASE, FILES, KIND, MANIFEST, wal};
+use super::increment::{Compared, Comparer, Intake, Parent, Plan};
+use super::{BASE, KIND, MANIFEST, wal};
 use crate::dumper::{Ctx, Dumped, Dumper, PartSink, PartSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::postgres::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, ConnInfo, Item, Lsn, Replication, Session, WalPosition,
 };
-use crate::repository::BackupSummary;
+use crate::repository::{BackupId, BackupSummary};
+use crate::state::{HostState, StateFile};
 use crate::wal::BackupSpan;
+
+/// What a block map takes at most, for 100,000 files: batches of the stream on their way.
+const MAP_BYTES: usize = 4 << 20;
+/// What an increment takes beside: the index of the parent's map, the list of files, and two windows.
+const INCREMENT_BYTES: usize = 20 << 20;
 
 /// Backs up a whole cluster over the replication protocol: its files, and the WAL that was written meanwhile, so
 /// that the backup restores alone. A standby can be backed up as well.
@@ -25,6 +29,8 @@ use crate::wal::BackupSpan;
 pub struct BaseBackupDump {
     connection: ConnInfo,
     options: BaseBackupOptions,
+    state: Option<HostState>,
+    parent: Option<Parent>,
 }
 
 /// What [`BaseBackupDump::preview`] found.
@@ -62,6 +68,7 @@ pub struct Span {
 /// The cluster to back up, and connections to it.
 struct Source {
     facts: Map<String, Value>,
+    timeline: u32,
     segment_bytes: u64,
     warnings: Vec<String>,
     /// Keeps WAL in a slot, and streams it.
@@ -78,7 +85,7 @@ impl BaseBackupDump {
         let mut options = BaseBackupOptions::default();
         "pgark".clone_into(&mut options.label);
         options.fast_checkpoint = true;
-        Self { connection, options }
+        Self { connection, options, state: None, parent: None }
     }
 
     /// Whether the checkpoint at the beginning is spread, as `checkpoint_completion_target` says, and not done at once.
@@ -92,6 +99,22 @@ impl BaseBackupDump {
     #[must_use]
     pub fn max_rate(mut self, kib: Option<u32>) -> Self {
         self.options.max_rate = kib;
+        self
+    }
+
+    /// Keeps a block map of the backup on this host, so that increments can build on it. Where it cannot be kept,
+    /// a warning says so.
+    #[must_use]
+    pub fn state(mut self, state: HostState) -> Self {
+        self.state = Some(state);
+        self
+    }
+
+    /// Stores what differs from a parent, of which [`state`](Self::state) has the block map. Where that is not to be done, the
+    /// backup is a full one, and a warning says why.
+    #[must_use]
+    pub fn increment_of(mut self, parent: Parent) -> Self {
+        self.parent = Some(parent);
         self
     }
 
@@ -124,7 +147,22 @@ impl BaseBackupDump {
         facts.insert("server_version".to_owned(), version.into());
         facts.insert("system_identifier".to_owned(), system.identifier.to_string().into());
         facts.insert("wal_segment_bytes".to_owned(), segment_bytes.into());
-        Ok(Source { facts, segment_bytes, warnings: outside(&session).await, log, files, session })
+        let block_bytes: Option<u32> = log.setting("block_size").await?.parse().ok();
+        facts.insert("block_bytes".to_owned(), json!(block_bytes));
+        facts.insert(
+            "relation_segment_bytes".to_owned(),
+            json!(bytes_of(&log.setting("segment_size").await?)),
+        );
+        facts.insert("data_checksums".to_owned(), log.setting("data_checksums").await?.into());
+        Ok(Source {
+            facts,
+            timeline: system.timeline,
+            segment_bytes,
+            warnings: outside(&session).await,
+            log,
+            files,
+            session,
+        })
     }
 }
 
@@ -174,6 +212,17 @@ impl Dumper for BaseBackupDump {
         2
     }
 
+    fn parent(&self) -> Option<BackupId> {
+        match &self.parent {
+            Some(Parent::Backup(parent)) => Some(parent.id.clone()),
+            _ => None,
+        }
+    }
+
+    fn working_bytes(&self) -> usize {
+        MAP_BYTES + if self.parent.is_some() { INCREMENT_BYTES } else { 0 }
+    }
+
     async fn dump(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
         tokio::select! {
             biased;
@@ -186,15 +235,25 @@ impl Dumper for BaseBackupDump {
 
 impl BaseBackupDump {
     async fn dump_all(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
-        let Source { mut facts, segment_bytes, mut warnings, mut log, mut files, session } =
+        let Source { mut facts, timeline, segment_bytes, mut warnings, mut log, mut files, session } =
             self.connect().await?;
         // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
         log.create_slot(&slot, true).await?;
+        let mut plan = Plan::make(self.state.as_ref(), self.parent.as_ref(), &facts, ctx).await?;
+        // On the connection without the slot: an error would end that.
+        let history = plan.history(timeline, &mut files).await;
         let backup = files.base_backup(&self.options).await?;
         let start = backup.start;
-        let kib: u64 = backup.tablespaces.iter().map(|t| t.kib).sum();
-        ctx.observer.event(&Event::Expected { raw_bytes: kib * 1024 });
+        let comparer = plan.take_comparer(start, history);
+        if !comparer.as_ref().is_some_and(Comparer::is_increment) {
+            let kib: u64 = backup.tablespaces.iter().map(|t| t.kib).sum();
+            ctx.observer.event(&Event::Expected { raw_bytes: kib * 1024 });
+        }
+        // Before the hours that a full backup may take.
+        for message in plan.warnings() {
+            ctx.observer.event(&Event::Warning { message: message.clone() });
+        }
         let tablespaces: Vec<TablespaceOf> = backup
             .tablespaces
             .iter()
@@ -203,11 +262,11 @@ impl BaseBackupDump {
         let (say_end, end) = watch::channel(None);
         let wal = wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts));
         let files = async {
-            let end = store_files(backup, &parts).await?;
+            let (end, made) = store_files(backup, &parts, comparer).await?;
             say_end.send_replace(Some(end.end.lsn));
-            Ok(end)
+            Ok((end, made))
         };
-        let (end, ()) = tokio::try_join!(files, wal)?;
+        let ((end, made), ()) = tokio::try_join!(files, wal)?;
 
         let positions = [("start_lsn", start), ("end_lsn", end.end)];
         for (name, WalPosition { lsn, .. }) in positions {
@@ -226,7 +285,9 @@ impl BaseBackupDump {
         }
         let mut contents = Map::new();
         contents.insert("tablespaces".to_owned(), json!(tablespaces));
-        Ok(Dumped { facts, contents, warnings })
+        let mut dumped = Dumped { facts, contents, warnings, ..Dumped::default() };
+        plan.finish(made, &mut dumped, &*ctx.observer);
+        Ok(dumped)
     }
 }
 
@@ -235,52 +296,41 @@ fn rand_suffix() -> u64 {
 }
 
 /// Cuts what the server sends into parts.
-async fn store_files(mut backup: BaseBackup<'_>, parts: &Arc<dyn PartSink>) -> Result<BaseBackupEnd> {
-    let mut archive: Option<(Reader, Shards)> = None;
-    let mut manifest = None;
-    while let Some(item) = backup.next().await? {
-        match item {
-            Item::Archive { name, .. } => {
-                close(&mut archive).await?;
+async fn store_files(
+    mut backup: BaseBackup<'_>,
+    parts: &Arc<dyn PartSink>,
+    comparer: Option<Comparer<StateFile>>,
+) -> Result<(BaseBackupEnd, Option<Compared<StateFile>>)> {
+    let mut intake = Intake::new(Arc::clone(parts), comparer);
+    loop {
+        match backup.next().await? {
+            Some(Item::Archive { name, .. }) => {
                 let name = name.strip_suffix(".tar").unwrap_or(&name);
                 if name != BASE && name.parse::<u32>().is_err() {
                     return Err(Error::internal(format!("the server calls an archive {name:?}")));
                 }
-                archive = Some((Reader::default(), Shards::new(Arc::clone(parts), FILES, name)));
+                intake.begin(name).await?;
             }
-            Item::Manifest => {
-                close(&mut archive).await?;
-                let spec = PartSpec { kind: MANIFEST.to_owned(), name: "backup_manifest".to_owned() };
-                manifest = Some(parts.open(spec).await?);
-            }
-            Item::Data(bytes) => match (&mut manifest, &mut archive) {
-                (Some(manifest), _) => manifest.write(bytes).await?,
-                (None, Some((reader, shards))) => add(reader, shards, bytes).await?,
-                (None, None) => return Err(Error::internal("the server sent bytes of no archive")),
-            },
+            Some(Item::Data(bytes)) => intake.add(bytes).await?,
+            Some(Item::Progress(_)) => {}
+            Some(Item::Manifest) => break,
+            None => return Err(Error::internal("the server sent no manifest")),
+        }
+    }
+    let made = intake.finish().await?;
+    let spec = PartSpec { kind: MANIFEST.to_owned(), name: "backup_manifest".to_owned() };
+    let mut manifest = parts.open(spec).await?;
+    while let Some(item) = backup.next().await? {
+        match item {
+            Item::Data(bytes) => manifest.write(bytes).await?,
             Item::Progress(_) => {}
+            Item::Archive { .. } | Item::Manifest => {
+                return Err(Error::internal("the server sent files after the manifest"));
+            }
         }
     }
-    let manifest = manifest.ok_or_else(|| Error::internal("the server sent no manifest"))?;
     manifest.finish().await?;
-    backup.finish().await
-}
-
-async fn add(reader: &mut Reader, shards: &mut Shards, bytes: Bytes) -> Result<()> {
-    reader.push(bytes);
-    while let Some(piece) = reader.next()? {
-        match piece {
-            Piece::Member(header) => shards.member(&header).await?,
-            Piece::Data(data) => shards.data(data).await?,
-        }
-    }
-    Ok(())
-}
-
-async fn close(archive: &mut Option<(Reader, Shards)>) -> Result<()> {
-    let Some((reader, mut shards)) = archive.take() else { return Ok(()) };
-    reader.finish()?;
-    shards.close().await
+    Ok((backup.finish().await?, made))
 }
 
 /// Which cluster a physical backup is of, and what WAL it spans; nothing where its record does not say.

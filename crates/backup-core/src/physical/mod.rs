@@ -3,7 +3,11 @@
 //! [`BaseBackupDump`] takes them over the replication protocol, so that it needs nothing on the database's host.
 //! [`DataDirectory`] makes them a data directory again.
 
+mod chain;
+mod check;
 mod dump;
+mod increment;
+mod overlay;
 mod plan;
 mod recovery;
 mod restore;
@@ -13,6 +17,7 @@ mod wal;
 
 pub(crate) use dump::size_of_setting;
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
+pub use increment::Parent;
 pub use plan::{Archived, Plan};
 pub use recovery::{Recovery, Target, TargetAction};
 pub use restore::DataDirectory;
@@ -21,6 +26,10 @@ pub use restore::DataDirectory;
 pub const KIND: &str = "physical";
 /// Kind of the parts that hold files: a tar archive each. They are named `base/1`, or `<OID>/1` for a tablespace.
 pub const FILES: &str = "tar";
+/// Kind of the parts that hold what changed since the parent, in place of [`FILES`]: tar archives, named alike.
+pub const DELTA: &str = "delta";
+/// Kind of the part of an increment that lists all files of the cluster.
+pub const LIST: &str = "list";
 /// Kind of the part that holds WAL: a tar archive of whole segments, below `pg_wal/`.
 pub const WAL: &str = "wal";
 /// Kind of the part that holds the server's `backup_manifest`.

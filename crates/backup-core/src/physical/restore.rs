@@ -7,25 +7,27 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
+use super::chain::unpack_chain;
 use super::dump::{TablespaceOf, position};
+use super::overlay::{DeltaUnpacker, Ground, unknown_archive};
 use super::recovery::Recovery;
 use super::tar::{Piece, Reader};
-use super::{BASE, FILES, KIND, MANIFEST, WAL};
+use super::{BASE, DELTA, FILES, KIND, MANIFEST, WAL};
 use crate::dumper::{Ctx, PartInfo, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Written first and removed last: a folder that has it is not a data directory yet.
-const MARKER: &str = "pgark.restore";
-const PG_CONTROL: &str = "global/pg_control";
+pub(super) const MARKER: &str = "pgark.restore";
+pub(super) const PG_CONTROL: &str = "global/pg_control";
 /// `pg_control` until everything else is safe.
-const PG_CONTROL_UNTIL_THEN: &str = "global/pg_control.pgark";
+pub(super) const PG_CONTROL_UNTIL_THEN: &str = "global/pg_control.pgark";
 /// What must not come along. Links are made from the backup's own list; a copy must not follow a primary; the
 /// others are of another start of the server.
-const LEFT_OUT: [&str; 6] = [
+pub(super) const LEFT_OUT: [&str; 6] = [
     "tablespace_map",
     "tablespace_map.old",
     "backup_label.old",
@@ -102,7 +104,7 @@ impl Restorer for DataDirectory {
         let restored = tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-            restored = unpack_all(&parts, &targets, &place, ctx.jobs) => restored,
+            restored = unpack_chain(&parts, &targets, &place, ctx) => restored,
         };
         restored.map_err(|e| {
             let again = format!(
@@ -127,42 +129,45 @@ impl Restorer for DataDirectory {
     }
 }
 
-async fn unpack_all(
-    parts: &Arc<dyn PartSource>,
-    targets: &BTreeMap<String, PathBuf>,
-    place: &Place,
-    jobs: usize,
-) -> Result<()> {
-    futures::stream::iter(parts.parts().into_iter().map(Ok))
-        .try_for_each_concurrent(jobs, |part| async move { unpack(&**parts, &part, targets, place).await })
-        .await
-}
-
 /// Unpacks one part.
-async fn unpack(
-    parts: &dyn PartSource,
-    part: &PartInfo,
-    targets: &BTreeMap<String, PathBuf>,
-    place: &Place,
-) -> Result<()> {
+pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Ground) -> Result<()> {
     let name = part.spec.name.split('/').next().unwrap_or_default();
+    let is_files = matches!(part.spec.kind.as_str(), FILES | DELTA);
     let folder = match part.spec.kind.as_str() {
-        FILES => targets.get(name),
-        WAL | MANIFEST => targets.get(BASE),
-        _ => None,
-    };
-    let Some(folder) = folder else {
-        return Err(Error::new(ErrorKind::NewerFormat, format!("part {} is of an unknown kind", part.part))
+        FILES | DELTA => ground.targets.get(name),
+        WAL | MANIFEST => ground.targets.get(BASE),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::NewerFormat,
+                format!("part {} is of an unknown kind", part.part),
+            )
             .with_hint("use a newer pgark"));
+        }
+    };
+    let folder = match folder {
+        Some(folder) => folder,
+        None if ground.newest => return Err(unknown_archive(name)),
+        // Of a tablespace that was dropped later.
+        None => return Ok(()),
     };
     let mut stream = parts.open(part.part).await?;
     let mut unpacker = Unpacker {
         folder: folder.clone(),
-        is_base: part.spec.kind == FILES && name == BASE,
-        owner: place.owner,
+        is_base: is_files && name == BASE,
+        owner: ground.owner,
         reader: Reader::default(),
         file: None,
     };
+    if part.spec.kind == DELTA {
+        let mut unpacker = DeltaUnpacker::new(unpacker);
+        while let Some(bytes) = stream.next().await {
+            let bytes = bytes?;
+            unpacker = tokio::task::spawn_blocking(move || unpacker.take(bytes).map(|()| unpacker))
+                .await
+                .map_err(|e| Error::internal("unpacking failed").caused_by(e))??;
+        }
+        return unpacker.finish();
+    }
     if part.spec.kind == MANIFEST {
         unpacker.file = Some(unpacker.create(Path::new("backup_manifest"), 0o600)?);
     }
@@ -184,7 +189,7 @@ async fn unpack(
 }
 
 /// Writes the members of an archive below a folder.
-struct Unpacker {
+pub(super) struct Unpacker {
     folder: PathBuf,
     is_base: bool,
     owner: Option<(u32, u32)>,
@@ -205,12 +210,19 @@ impl Unpacker {
         Ok(())
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<()> {
+    /// The folder that it writes below.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Adds bytes to the file that began last.
+    pub(super) fn write(&mut self, data: &[u8]) -> Result<()> {
         let Some((file, path)) = &mut self.file else { return Ok(()) };
         file.write_all(data).map_err(|e| Error::io(format!("writing {}", path.display()), e))
     }
 
-    fn member(&mut self, header: &Header) -> Result<()> {
+    /// Begins a file, or makes a folder.
+    pub(super) fn member(&mut self, header: &Header) -> Result<()> {
         self.file = None;
         let name = header.path_bytes().into_owned();
         let path = below(&name)?;
@@ -257,7 +269,7 @@ impl Unpacker {
 }
 
 /// The path of a member; never one that leads out of the folder.
-fn below(name: &[u8]) -> Result<PathBuf> {
+pub(super) fn below(name: &[u8]) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let path = Path::new(OsStr::from_bytes(name));
     let inside: Option<PathBuf> = path
@@ -272,7 +284,7 @@ fn below(name: &[u8]) -> Result<PathBuf> {
 }
 
 /// Makes a folder and its parents; one that is there gets the mode.
-fn make_folder(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
+pub(super) fn make_folder(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let failed = |e| Error::io(format!("making the folder {}", path.display()), e);
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
         make_folder(parent, mode, owner)?;
@@ -291,15 +303,15 @@ fn own(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
 }
 
 /// The folders that a restore fills.
-struct Place {
-    base: PathBuf,
+pub(super) struct Place {
+    pub(super) base: PathBuf,
     /// Whom the files belong to, where this process is root.
-    owner: Option<(u32, u32)>,
+    pub(super) owner: Option<(u32, u32)>,
 }
 
 impl Place {
     /// Looks at every folder before the first one is touched.
-    fn prepare(targets: &BTreeMap<String, PathBuf>) -> Result<Self> {
+    pub(super) fn prepare(targets: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let base = targets.get(BASE).ok_or_else(|| Error::internal("no data directory"))?.clone();
         let interrupted = base.join(MARKER).exists();
         for path in targets.values() {

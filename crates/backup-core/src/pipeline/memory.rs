@@ -22,6 +22,8 @@ pub struct MemoryPlan {
     pub compression: usize,
     /// The largest need of the encryption: a passphrase's scrypt.
     pub encryption: usize,
+    /// What the dumper takes for itself: tables of blocks and files, for example.
+    pub dumper: usize,
 }
 
 impl MemoryPlan {
@@ -32,6 +34,7 @@ impl MemoryPlan {
         upload_chunks: usize,
         compressor: &dyn Compressor,
         encryptor: Option<&dyn Encryptor>,
+        dumper: usize,
     ) -> Self {
         Self {
             base: BASE,
@@ -39,12 +42,13 @@ impl MemoryPlan {
             chunks: max_open * (1 + upload_chunks) * options.chunk_bytes,
             compression: jobs * compressor.working_bytes(options.frame_bytes),
             encryption: encryptor.map_or(0, Encryptor::working_bytes),
+            dumper,
         }
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        self.base + self.frames + self.chunks + self.compression + self.encryption
+        self.base + self.frames + self.chunks + self.compression + self.encryption + self.dumper
     }
 }
 

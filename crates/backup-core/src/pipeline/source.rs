@@ -19,6 +19,7 @@ pub(crate) struct Source {
     pub(crate) contents: BackupContents,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) totals: Arc<Totals>,
+    pub(crate) ancestors: Vec<Arc<dyn PartSource>>,
 }
 
 #[async_trait]
@@ -42,6 +43,14 @@ impl PartSource for Source {
 
     fn facts(&self) -> &Map<String, Value> {
         &self.record.source
+    }
+
+    fn name(&self) -> String {
+        format!("backup {}", self.record.id)
+    }
+
+    fn ancestors(&self) -> &[Arc<dyn PartSource>] {
+        &self.ancestors
     }
 
     async fn open(&self, part: u32) -> Result<Bytestream> {

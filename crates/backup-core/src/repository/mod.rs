@@ -6,6 +6,7 @@
 //! run up, so that only one of them wins. Nothing is overwritten.
 
 mod catalog;
+mod chain;
 mod contents;
 mod id;
 mod identity;
@@ -17,6 +18,7 @@ mod run;
 mod sweep;
 
 pub use catalog::{Catalog, Unfinished};
+pub(crate) use chain::{ancestors, check_objects};
 pub(crate) use contents::{open_contents, seal_contents};
 pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;

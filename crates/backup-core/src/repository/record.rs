@@ -142,7 +142,7 @@ pub struct BackupSummary {
     pub state: State,
     /// The cluster.
     pub cluster: ClusterName,
-    /// `logical`; later also `full` and `incremental`.
+    /// What made its parts: `logical` or `physical`. An increment is of its parent's kind.
     pub kind: String,
     /// When the run began, by the host's clock.
     pub started: Timestamp,

@@ -31,7 +31,12 @@ pub(crate) struct Run {
 
 impl Run {
     /// Announces a run: creates `started.json` under a new id.
-    pub(crate) async fn begin(repository: &Repository, cluster: &ClusterName, kind: &str) -> Result<Self> {
+    pub(crate) async fn begin(
+        repository: &Repository,
+        cluster: &ClusterName,
+        kind: &str,
+        parent: Option<BackupId>,
+    ) -> Result<Self> {
         let started = Timestamp::now();
         let host = host_name();
         loop {
@@ -51,7 +56,7 @@ impl Run {
                 host: host.clone(),
                 process: std::process::id(),
                 tool: Tool::this(),
-                parent: None,
+                parent: parent.clone(),
                 other: Map::new(),
             };
             let key = format!("{}/{}", run.folder(), layout::STARTED);

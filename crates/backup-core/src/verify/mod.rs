@@ -13,7 +13,7 @@ use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::pipeline::{CpuPool, Totals, check_stored};
-use crate::repository::{BackupId, BackupRecord, Repository, has_key, layout};
+use crate::repository::{BackupId, BackupRecord, Repository, ancestors, has_key, layout};
 use crate::restore::Reading;
 
 /// How deep a verification went.
@@ -43,6 +43,8 @@ pub struct Finding {
 pub struct Report {
     /// The backup.
     pub id: BackupId,
+    /// The backup that it builds on. It is not read, but must be there, and so must those that it builds on.
+    pub parent: Option<BackupId>,
     /// How deep.
     pub depth: Depth,
     /// How many objects were read.
@@ -81,7 +83,7 @@ pub struct VerifyOptions {
     pub observer: Option<Arc<dyn Observer>>,
 }
 
-/// Verifies one backup. What is damaged or missing stands in the report; an error means that the question
+/// Verifies one backup, without those that it builds on. What is damaged or missing stands in the report; an error means that the question
 /// could not be answered: no key, a store that does not answer.
 pub async fn verify(
     repository: &Repository,
@@ -93,6 +95,7 @@ pub async fn verify(
     let depth = if options.stored_only || !readable { Depth::Stored } else { Depth::Raw };
     let mut report = Report {
         id: record.id.clone(),
+        parent: record.parent.clone(),
         depth,
         objects: record.objects().count() as u64,
         stored_bytes: record.objects().map(|o| o.bytes).sum(),
@@ -100,6 +103,7 @@ pub async fn verify(
         findings: Vec::new(),
     };
     let work = async {
+        look_at_ancestors(repository, record, &mut report).await?;
         match depth {
             Depth::Stored => stored(repository, record, &options, &mut report).await,
             Depth::Raw => raw(repository, record, options, &mut report).await,
@@ -109,6 +113,23 @@ pub async fn verify(
         biased;
         () = cancel.cancelled() => Err(Error::cancelled()),
         done = work => done.map(|()| report),
+    }
+}
+
+/// Without what it builds on a backup cannot be restored.
+async fn look_at_ancestors(
+    repository: &Repository,
+    record: &BackupRecord,
+    report: &mut Report,
+) -> Result<()> {
+    let Some(parent) = &record.parent else { return Ok(()) };
+    match ancestors(repository, record).await {
+        Err(e) if e.kind() == ErrorKind::BackupNotFound => {
+            let what = format!("parents, from {parent} on");
+            report.findings.push(Finding { what, missing: true, why: e.to_string() });
+            Ok(())
+        }
+        result => note(report, format!("parents, from {parent} on"), result.map(drop)),
     }
 }
 

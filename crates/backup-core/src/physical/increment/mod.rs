@@ -1,0 +1,34 @@
+//! Increments: what differs from an earlier backup, found by comparing contents block by block.
+//!
+//! The server's whole stream is read. Every backup leaves a map of its blocks' digests on the host that made it; the
+//! next one stores the blocks whose digests differ, and all that is no relation. Page LSNs would not do: hint bits, the
+//! visibility map, and databases that were copied as files change without them.
+
+mod compare;
+mod host;
+mod intake;
+mod list;
+mod map;
+mod parent;
+mod plan;
+mod relation;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub(super) use compare::{Compared, Comparer};
+pub(super) use intake::Intake;
+pub(super) use list::{Entry, ListReader, Stored};
+pub use parent::Parent;
+pub(super) use plan::Plan;
+pub(super) use window::Window;
+
+/// An error in one line, with its causes.
+fn words(error: &crate::Error) -> String {
+    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
+}
+
+/// Folder of whole files in an increment's archives.
+pub(super) const FILES: &str = "files";
+/// Folder of windows in an increment's archives.
+pub(super) const BLOCKS: &str = "blocks";
