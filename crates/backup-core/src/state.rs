@@ -136,8 +136,9 @@ impl StateFile {
             self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
         };
         match &self.temporary {
-            Some(temporary) => kept(temporary)
-                .map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?,
+            Some(temporary) => {
+                kept(temporary).map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?
+            }
             None => return Ok(()),
         }
         self.temporary = None;

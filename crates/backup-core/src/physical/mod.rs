@@ -4,6 +4,7 @@
 //! [`DataDirectory`] makes them a data directory again.
 
 mod dump;
+mod files;
 mod restore;
 mod shards;
 mod tar;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
 use super::dump::{TablespaceOf, position};
+use super::files::FileWriter;
 use super::tar::{Piece, Reader};
 use super::{BASE, FILES, KIND, MANIFEST, WAL};
 use crate::dumper::{Ctx, PartInfo, PartSource, Restorer};
@@ -120,9 +121,7 @@ impl Restorer for DataDirectory {
             );
             if e.hint().is_some() { e } else { e.with_hint(again) }
         })?;
-        tokio::task::spawn_blocking(move || place.complete(&targets, timeline))
-            .await
-            .map_err(|e| Error::internal("finishing a restore failed").caused_by(e))??;
+        blocking(move || place.complete(&targets, timeline)).await?;
         let mut target = Map::new();
         target.insert("data_directory".to_owned(), json!(self.path));
         target.insert(
@@ -169,26 +168,35 @@ async fn unpack(
         is_base: part.spec.kind == FILES && name == BASE,
         owner: place.owner,
         reader: Reader::default(),
-        file: None,
+        files: FileWriter::default(),
+        path: PathBuf::new(),
     };
     if part.spec.kind == MANIFEST {
-        unpacker.file = Some(unpacker.create(Path::new("backup_manifest"), 0o600)?);
+        unpacker.begin(Path::new("backup_manifest"), 0o600, part.raw_bytes)?;
     }
     let plain = part.spec.kind == MANIFEST;
     while let Some(bytes) = stream.next().await {
         let bytes = bytes?;
-        unpacker = tokio::task::spawn_blocking(move || {
+        unpacker = blocking(move || {
             if plain {
                 unpacker.write(&bytes)?;
             } else {
                 unpacker.take(bytes)?;
             }
-            Ok::<_, Error>(unpacker)
+            Ok(unpacker)
         })
-        .await
-        .map_err(|e| Error::internal("unpacking failed").caused_by(e))??;
+        .await?;
     }
-    unpacker.reader.finish()
+    blocking(move || {
+        unpacker.end()?;
+        unpacker.reader.finish()
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("unpacking failed").caused_by(e)))
 }
 
 /// Writes the members of an archive below a folder.
@@ -197,8 +205,10 @@ struct Unpacker {
     is_base: bool,
     owner: Option<(u32, u32)>,
     reader: Reader,
-    /// The file whose bytes come; none where they are of no use.
-    file: Option<(File, PathBuf)>,
+    /// Has no file where the bytes that come are of no use.
+    files: FileWriter,
+    /// Of the file whose bytes come.
+    path: PathBuf,
 }
 
 impl Unpacker {
@@ -214,12 +224,25 @@ impl Unpacker {
     }
 
     fn write(&mut self, data: &[u8]) -> Result<()> {
-        let Some((file, path)) = &mut self.file else { return Ok(()) };
-        file.write_all(data).map_err(|e| Error::io(format!("writing {}", path.display()), e))
+        self.files.write(data).map_err(|e| self.failed(e))
+    }
+
+    fn begin(&mut self, path: &Path, mode: u32, size: u64) -> Result<()> {
+        let (file, path) = self.create(path, mode)?;
+        self.path = path;
+        self.files.begin(file, size).map_err(|e| self.failed(e))
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.files.end().map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io(format!("writing {}", self.path.display()), error)
     }
 
     fn member(&mut self, header: &Header) -> Result<()> {
-        self.file = None;
+        self.end()?;
         let name = header.path_bytes().into_owned();
         let path = below(&name)?;
         let mode = header.mode().unwrap_or(0o600) & 0o777;
@@ -229,8 +252,8 @@ impl Unpacker {
             EntryType::Regular => {
                 let control = self.is_base && path == Path::new(PG_CONTROL);
                 let path = if control { PathBuf::from(PG_CONTROL_UNTIL_THEN) } else { path };
-                self.file = Some(self.create(&path, mode)?);
-                Ok(())
+                let size = header.entry_size().unwrap_or(0);
+                self.begin(&path, mode, size)
             }
             // Links to tablespaces are made from the backup's own list.
             EntryType::Symlink if path.starts_with("pg_tblspc") => Ok(()),
