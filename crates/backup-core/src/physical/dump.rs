@@ -149,9 +149,9 @@ impl Dumper for BaseBackupDump {
         KIND
     }
 
-    /// Files, and WAL.
+    /// Files, those before them that are not stored yet, and WAL.
     fn max_open(&self, _: usize) -> usize {
-        2
+        3
     }
 
     async fn dump(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
@@ -222,7 +222,7 @@ async fn store_files(mut backup: BaseBackup<'_>, parts: &Arc<dyn PartSink>) -> R
                 if name != BASE && name.parse::<u32>().is_err() {
                     return Err(Error::internal(format!("the server calls an archive {name:?}")));
                 }
-                archive = Some((Reader::default(), Shards::new(Arc::clone(parts), FILES, name)));
+                archive = Some((Reader::default(), Shards::new(Arc::clone(parts), FILES, name).behind()));
             }
             Item::Manifest => {
                 close(&mut archive).await?;
