@@ -310,3 +310,101 @@ async fn a_standby_is_backed_up_while_it_replays() {
     let source = fingerprint(&connect(&primary.url("postgres")).await).await;
     assert_eq!(still(fingerprint(&connect(&copy.url("postgres")).await).await), still(source));
 }
+
+/// Runs a server's program as the user that the server belongs to.
+fn as_owner(server: &TempServer, program: &str, args: &[&str]) {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(server.bin().join(program));
+    let owner = server.data().metadata().unwrap();
+    if rustix::process::geteuid().is_root() {
+        command.uid(owner.uid()).gid(owner.gid());
+    }
+    let log = server.folder().join("pg_ctl.log");
+    let out = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
+    let status = command.args(args).current_dir("/").stdout(out()).stderr(out()).status().unwrap();
+    assert!(status.success(), "{program}: {}", std::fs::read_to_string(&log).unwrap());
+}
+
+/// Moves a server's configuration out of its data directory, as Debian has it.
+fn configure_outside(server: &TempServer) -> std::path::PathBuf {
+    use std::os::unix::fs::{MetadataExt, chown};
+    server.stop("fast").unwrap();
+    let (data, folder) = (server.data(), server.folder().join("etc"));
+    std::fs::create_dir_all(folder.join("conf.d")).unwrap();
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        std::fs::rename(data.join(name), folder.join(name)).unwrap();
+    }
+    let at = |name: &str| folder.join(name).display().to_string();
+    let own = std::fs::read_to_string(folder.join("postgresql.conf")).unwrap();
+    let places = format!(
+        "data_directory = '{}'\nhba_file = '{}'\nident_file='{}'\nexternal_pid_file = '{}'\ninclude_dir = 'conf.d'\n",
+        data.display(),
+        at("pg_hba.conf"),
+        at("pg_ident.conf"),
+        at("pid"),
+    );
+    std::fs::write(folder.join("postgresql.conf"), own + &places).unwrap();
+    std::fs::write(folder.join("conf.d/work.conf"), "work_mem = '7MB'\n").unwrap();
+    let owner = data.metadata().unwrap();
+    for path in ["", "conf.d", "postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d/work.conf"] {
+        chown(folder.join(path), Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+    let log = server.folder().join("log").display().to_string();
+    as_owner(server, "pg_ctl", &["-D", &folder.display().to_string(), "-l", &log, "-w", "start"]);
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_outside_the_data_directory_comes_back() {
+    let server = server();
+    let folder = configure_outside(&server);
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT 7 AS n").await;
+    let backup = back_up(&server).await;
+    assert_eq!(backup.record.summary.warnings, 0, "all of it could be read");
+    let target = server.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    let saved = target.join("pgark.config").join(folder.strip_prefix("/").unwrap());
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d/work.conf"] {
+        let (before, after) = (std::fs::read(folder.join(name)), std::fs::read(saved.join(name)));
+        assert_eq!(before.unwrap(), after.unwrap(), "{name}");
+    }
+    // The source's server runs: its files, ports and folders are not the copy's.
+    let copy = server.start_on(&target).unwrap();
+    let facts = "SELECT n, current_setting('work_mem'), current_setting('data_directory') = '{}', \
+                 current_setting('hba_file') = '{}/pg_hba.conf', current_setting('external_pid_file') FROM t";
+    let facts = facts.replace("{}", &copy.data().display().to_string());
+    let wanted = ["7", "7MB", "t", "t", ""].map(|v| Some(v.to_owned()));
+    assert_eq!(sql(&copy, "postgres", &facts).await, [wanted]);
+    let still = sql(&server, "postgres", "SELECT n FROM t").await;
+    assert_eq!(still, [[Some("7".to_owned())]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_that_may_not_be_read_is_said_to_be_missing() {
+    let server = server();
+    let folder = configure_outside(&server);
+    sql(&server, "postgres", "CREATE ROLE keeper REPLICATION LOGIN; CREATE TABLE t AS SELECT 7 AS n").await;
+    let keeper = server.url("postgres").replace("user=postgres", "user=keeper");
+    let backup = back_up_from(conninfo(&keeper)).await;
+    assert_eq!(backup.record.summary.warnings, 1, "it may not know where they are");
+    sql(&server, "postgres", "GRANT pg_read_all_settings TO keeper").await;
+    let backup = back_up_from(conninfo(&keeper)).await;
+    assert_eq!(backup.record.summary.warnings, 3, "it may know, and not read them");
+    let target = server.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    assert!(!target.join("pgark.config").exists() && folder.exists());
+    // It starts all the same; and lets in nobody whom the system does not know.
+    let hba = target.join("pg_hba.conf");
+    assert!(std::fs::read_to_string(&hba).unwrap().contains("local all all peer"));
+    std::fs::write(hba, "local all all trust\n").unwrap();
+    let copy = server.start_on(&target).unwrap();
+    // Until it has recovered it answers nobody.
+    let connection = copy.conninfo("postgres").unwrap();
+    let begun = std::time::Instant::now();
+    while connection.connect().await.is_err() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "it does not answer");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(sql(&copy, "postgres", "SELECT n FROM t").await, [[Some("7".to_owned())]]);
+}

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use super::configuration::{self, Saved};
 use super::shards::Shards;
 use super::tar::{Piece, Reader};
 use super::{BASE, FILES, KIND, MANIFEST, wal};
@@ -13,8 +14,11 @@ use crate::dumper::{Ctx, Dumped, Dumper, PartSink, PartSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::postgres::{
-    BaseBackup, BaseBackupEnd, BaseBackupOptions, ConnInfo, Item, Lsn, Replication, Session, WalPosition,
+    BaseBackup, BaseBackupEnd, BaseBackupOptions, ConnInfo, Item, Lsn, Replication, WalPosition,
 };
+
+const UNKNOWN_CONFIGURATION: &str = "the configuration files are outside the data directory, and not in the \
+    backup: the role may not know where they are (pg_read_all_settings)";
 
 /// Backs up a whole cluster over the replication protocol: its files, and the WAL that was written meanwhile, so
 /// that the backup restores alone. A standby can be backed up as well.
@@ -48,7 +52,8 @@ pub(super) struct TablespaceOf {
 struct Source {
     facts: Map<String, Value>,
     segment_bytes: u64,
-    warnings: Vec<String>,
+    /// Configuration files outside of the data directory.
+    configuration: Saved,
     /// Keeps WAL in a slot, and streams it.
     log: Replication,
     /// Sends the files.
@@ -109,24 +114,7 @@ impl BaseBackupDump {
         facts.insert("server_version".to_owned(), version.into());
         facts.insert("system_identifier".to_owned(), system.identifier.to_string().into());
         facts.insert("wal_segment_bytes".to_owned(), segment_bytes.into());
-        Ok(Source { facts, segment_bytes, warnings: outside(&session).await, log, files })
-    }
-}
-
-/// Configuration files that the server reads from elsewhere: they are not in a backup of its data directory.
-async fn outside(session: &Session) -> Vec<String> {
-    let sql = "SELECT f.setting FROM pg_catalog.pg_settings f, pg_catalog.pg_settings d \
-               WHERE f.name IN ('config_file', 'hba_file', 'ident_file') AND d.name = 'data_directory' \
-               AND NOT starts_with(f.setting, d.setting || '/') ORDER BY 1";
-    match session.rows(sql).await {
-        Ok(rows) => rows
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|file| format!("{file} is outside the data directory, and not in the backup"))
-            .collect(),
-        // Then the role may not know where they are.
-        Err(_) => Vec::new(),
+        Ok(Source { facts, segment_bytes, configuration: configuration::read(&session).await, log, files })
     }
 }
 
@@ -166,7 +154,9 @@ impl Dumper for BaseBackupDump {
 
 impl BaseBackupDump {
     async fn dump_all(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
-        let Source { mut facts, segment_bytes, mut warnings, mut log, mut files } = self.connect().await?;
+        let Source { mut facts, segment_bytes, mut configuration, mut log, mut files } =
+            self.connect().await?;
+        configuration.store(&parts).await?;
         // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
         log.create_slot(&slot, true).await?;
@@ -182,11 +172,11 @@ impl BaseBackupDump {
         let (say_end, end) = watch::channel(None);
         let wal = wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts));
         let files = async {
-            let end = store_files(backup, &parts).await?;
-            say_end.send_replace(Some(end.end.lsn));
-            Ok(end)
+            let stored = store_files(backup, &parts).await?;
+            say_end.send_replace(Some(stored.0.end.lsn));
+            Ok(stored)
         };
-        let (end, ()) = tokio::try_join!(files, wal)?;
+        let ((end, has_configuration), ()) = tokio::try_join!(files, wal)?;
 
         let positions = [("start_lsn", start), ("end_lsn", end.end)];
         for (name, WalPosition { lsn, .. }) in positions {
@@ -194,6 +184,10 @@ impl BaseBackupDump {
         }
         facts.insert("timeline".to_owned(), start.timeline.into());
         facts.insert("checksum_failures".to_owned(), end.checksum_failures.is_some().into());
+        let mut warnings = std::mem::take(&mut configuration.warnings);
+        if !configuration.known && !has_configuration {
+            warnings.push(UNKNOWN_CONFIGURATION.to_owned());
+        }
         warnings.extend(end.warnings);
         warnings
             .extend(end.checksum_failures.map(|words| format!("damaged pages are in the backup: {words}")));
@@ -202,6 +196,7 @@ impl BaseBackupDump {
         }
         let mut contents = Map::new();
         contents.insert("tablespaces".to_owned(), json!(tablespaces));
+        contents.insert(configuration::CONTENTS.to_owned(), json!(configuration.outside));
         Ok(Dumped { facts, contents, warnings })
     }
 }
@@ -210,9 +205,10 @@ fn rand_suffix() -> u64 {
     u64::try_from(ulid::Ulid::generate().0 & u128::from(u64::MAX)).unwrap_or_default()
 }
 
-/// Cuts what the server sends into parts.
-async fn store_files(mut backup: BaseBackup<'_>, parts: &Arc<dyn PartSink>) -> Result<BaseBackupEnd> {
+/// Cuts what the server sends into parts. Says whether a configuration is among it.
+async fn store_files(mut backup: BaseBackup<'_>, parts: &Arc<dyn PartSink>) -> Result<(BaseBackupEnd, bool)> {
     let mut archive: Option<(Reader, Shards)> = None;
+    let mut has_configuration = false;
     let mut manifest = None;
     while let Some(item) = backup.next().await? {
         match item {
@@ -231,7 +227,7 @@ async fn store_files(mut backup: BaseBackup<'_>, parts: &Arc<dyn PartSink>) -> R
             }
             Item::Data(bytes) => match (&mut manifest, &mut archive) {
                 (Some(manifest), _) => manifest.write(bytes).await?,
-                (None, Some((reader, shards))) => add(reader, shards, bytes).await?,
+                (None, Some((reader, shards))) => has_configuration |= add(reader, shards, bytes).await?,
                 (None, None) => return Err(Error::internal("the server sent bytes of no archive")),
             },
             Item::Progress(_) => {}
@@ -239,18 +235,23 @@ async fn store_files(mut backup: BaseBackup<'_>, parts: &Arc<dyn PartSink>) -> R
     }
     let manifest = manifest.ok_or_else(|| Error::internal("the server sent no manifest"))?;
     manifest.finish().await?;
-    backup.finish().await
+    Ok((backup.finish().await?, has_configuration))
 }
 
-async fn add(reader: &mut Reader, shards: &mut Shards, bytes: Bytes) -> Result<()> {
+/// Adds bytes of an archive. Says whether `postgresql.conf` begins in them.
+async fn add(reader: &mut Reader, shards: &mut Shards, bytes: Bytes) -> Result<bool> {
+    let mut has_configuration = false;
     reader.push(bytes);
     while let Some(piece) = reader.next()? {
         match piece {
-            Piece::Member(header) => shards.member(&header).await?,
+            Piece::Member(header) => {
+                has_configuration |= &*header.path_bytes() == b"postgresql.conf";
+                shards.member(&header).await?;
+            }
             Piece::Data(data) => shards.data(data).await?,
         }
     }
-    Ok(())
+    Ok(has_configuration)
 }
 
 async fn close(archive: &mut Option<(Reader, Shards)>) -> Result<()> {

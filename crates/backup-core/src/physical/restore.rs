@@ -11,6 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
+use super::configuration::{self, CONFIG, Outside};
 use super::dump::{TablespaceOf, position};
 use super::files::FileWriter;
 use super::tar::{Piece, Reader};
@@ -121,7 +122,13 @@ impl Restorer for DataDirectory {
             );
             if e.hint().is_some() { e } else { e.with_hint(again) }
         })?;
-        blocking(move || place.complete(&targets, timeline)).await?;
+        let outside = parts.contents().get(configuration::CONTENTS);
+        let outside = outside.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
+        blocking(move || {
+            place.configure(&outside)?;
+            place.complete(&targets, timeline)
+        })
+        .await?;
         let mut target = Map::new();
         target.insert("data_directory".to_owned(), json!(self.path));
         target.insert(
@@ -154,8 +161,9 @@ async fn unpack(
 ) -> Result<()> {
     let name = part.spec.name.split('/').next().unwrap_or_default();
     let folder = match part.spec.kind.as_str() {
-        FILES => targets.get(name),
-        WAL | MANIFEST => targets.get(BASE),
+        FILES => targets.get(name).cloned(),
+        WAL | MANIFEST => targets.get(BASE).cloned(),
+        CONFIG => targets.get(BASE).map(|base| base.join(configuration::FOLDER)),
         _ => None,
     };
     let Some(folder) = folder else {
@@ -164,7 +172,7 @@ async fn unpack(
     };
     let mut stream = parts.open(part.part).await?;
     let mut unpacker = Unpacker {
-        folder: folder.clone(),
+        folder,
         is_base: part.spec.kind == FILES && name == BASE,
         owner: place.owner,
         reader: Reader::default(),
@@ -381,6 +389,13 @@ impl Place {
             }
         }
         Ok(this)
+    }
+
+    /// Puts configuration files where a server finds them, if it has none of its own.
+    fn configure(&self, outside: &Outside) -> Result<()> {
+        let written = configuration::place(&self.base, &self.base.join(configuration::FOLDER), outside)
+            .and_then(|written| written.iter().try_for_each(|path| own(path, self.owner)));
+        written.map_err(|e| Error::io("writing configuration files", e))
     }
 
     /// Makes it a data directory, when all files are there: settings, signal, and last `pg_control`.
