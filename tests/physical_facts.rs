@@ -74,17 +74,11 @@ async fn ten_thousand_tables_come_back() {
     let server = server_with(&options);
     let create = "DO $$ BEGIN FOR n IN 1..10000 LOOP \
                   EXECUTE format('CREATE TABLE t%s AS SELECT %s AS n', n, n); END LOOP; END $$";
-    let begun = std::time::Instant::now();
-    let at = |what: &str| println!("{what} after {:.1} s", begun.elapsed().as_secs_f64());
     sql(&server, "postgres", create).await;
-    at("made");
     let backup = back_up(&server).await;
-    at("backed up");
     let target = server.folder().join("restored");
     backup.restore(DataDirectory::at(&target)).await.unwrap();
-    at("restored");
     let copy = server.start_on(&target).unwrap();
-    at("started");
     let tables = "SELECT count(*) FROM pg_class WHERE relname ~ '^t[0-9]+$' AND pg_relation_size(oid) = 8192";
     assert_eq!(value(&copy, tables).await, "10000");
     assert_eq!(
