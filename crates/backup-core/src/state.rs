@@ -137,7 +137,7 @@ impl StateFile {
         };
         match &self.temporary {
             Some(temporary) => {
-                kept(temporary).map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?
+                kept(temporary).map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?;
             }
             None => return Ok(()),
         }
