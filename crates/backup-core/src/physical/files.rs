@@ -242,10 +242,4 @@ mod tests {
         assert!(writer.open.as_ref().unwrap().direct);
         assert_eq!(folder.path().join("file").metadata().unwrap().len(), BUFFER_BYTES as u64);
     }
-
-    #[test]
-    fn what_is_larger_than_the_disk_is_refused_at_once() {
-        let file = tempfile::tempfile().unwrap();
-        assert!(FileWriter::default().begin(file, 1 << 43).is_err());
-    }
 }
