@@ -10,53 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgark::physical::{BaseBackupDump, DataDirectory};
-use pgark::postgres::{ConnInfo, TempServer, TempServerOptions};
-use pgark::repository::BackupRecord;
-use pgark::{Backup, CancellationToken, ErrorKind, Repository, Restore, Result};
+use pgark::postgres::{TempServer, TempServerOptions};
+use pgark::{Backup, CancellationToken, ErrorKind};
+use support::physical::{as_owner, back_up, back_up_from};
 use support::{
-    connect, conninfo, containers, fingerprint, keys, left_out, memory_repository, recovered, sample, server,
+    connect, conninfo, containers, fingerprint, left_out, memory_repository, recovered, sample, server,
     server_with, sql,
 };
-
-/// A repository in memory, and one encrypted physical backup in it.
-struct BackedUp {
-    repository: Repository,
-    record: BackupRecord,
-    identity: pgark::crypt::IdentityFile,
-}
-
-async fn back_up(server: &TempServer) -> BackedUp {
-    back_up_from(server.conninfo("postgres").unwrap()).await
-}
-
-async fn back_up_from(connection: ConnInfo) -> BackedUp {
-    let (repository, _) = memory_repository().await;
-    let (identity, recipient) = keys();
-    let summary = Backup::builder()
-        .repository(repository.clone())
-        .dumper(BaseBackupDump::new(connection))
-        .encryptor(pgark::crypt::Age::new().to(&recipient).unwrap())
-        .build()
-        .unwrap()
-        .run(&CancellationToken::new())
-        .await
-        .unwrap();
-    let record = repository.record(&summary.backup.cluster, &summary.backup.id).await.unwrap();
-    BackedUp { repository, record, identity }
-}
-
-impl BackedUp {
-    async fn restore(&self, into: DataDirectory) -> Result<()> {
-        Restore::builder()
-            .backup(self.repository.clone(), self.record.clone())
-            .restorer(into)
-            .encryptor(pgark::crypt::Age::new().identities(self.identity.clone()))
-            .build()?
-            .run(&CancellationToken::new())
-            .await
-            .map(drop)
-    }
-}
 
 fn run(server: &TempServer, program: &str, args: &[&str]) {
     let output = Command::new(server.bin().join(program)).args(args).output().unwrap();
@@ -311,4 +271,87 @@ async fn a_standby_is_backed_up_while_it_replays() {
     let still = |all: Vec<String>| all.into_iter().filter(|t| !t.contains("accounts")).collect::<Vec<_>>();
     let source = fingerprint(&connect(&primary.url("postgres")).await).await;
     assert_eq!(still(fingerprint(&connect(&copy.url("postgres")).await).await), still(source));
+}
+
+/// Moves a server's configuration out of its data directory, as Debian has it.
+fn configure_outside(server: &TempServer) -> std::path::PathBuf {
+    use std::os::unix::fs::{MetadataExt, chown};
+    server.stop("fast").unwrap();
+    let (data, folder) = (server.data(), server.folder().join("etc"));
+    std::fs::create_dir_all(folder.join("conf.d")).unwrap();
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        std::fs::rename(data.join(name), folder.join(name)).unwrap();
+    }
+    let at = |name: &str| folder.join(name).display().to_string();
+    let own = std::fs::read_to_string(folder.join("postgresql.conf")).unwrap();
+    let places = format!(
+        "data_directory = '{}'\nhba_file = '{}'\nident_file='{}'\nexternal_pid_file = '{}'\ninclude_dir = 'conf.d'\n",
+        data.display(),
+        at("pg_hba.conf"),
+        at("pg_ident.conf"),
+        at("pid"),
+    );
+    std::fs::write(folder.join("postgresql.conf"), own + &places).unwrap();
+    std::fs::write(folder.join("conf.d/work.conf"), "work_mem = '7MB'\n").unwrap();
+    let owner = data.metadata().unwrap();
+    for path in ["", "conf.d", "postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d/work.conf"] {
+        chown(folder.join(path), Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+    let log = server.folder().join("log").display().to_string();
+    as_owner(server, "pg_ctl", &["-D", &folder.display().to_string(), "-l", &log, "-w", "start"]);
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_outside_the_data_directory_comes_back() {
+    let server = server();
+    let folder = configure_outside(&server);
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT 7 AS n").await;
+    let backup = back_up(&server).await;
+    assert_eq!(backup.record.summary.warnings, 0, "all of it could be read");
+    let target = server.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    let saved = target.join("pgark.config").join(folder.strip_prefix("/").unwrap());
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d/work.conf"] {
+        let (before, after) = (std::fs::read(folder.join(name)), std::fs::read(saved.join(name)));
+        assert_eq!(before.unwrap(), after.unwrap(), "{name}");
+    }
+    // The source's server runs: its files, ports and folders are not the copy's.
+    let copy = server.start_on(&target).unwrap();
+    let facts = "SELECT n, current_setting('work_mem'), current_setting('data_directory') = '{}', \
+                 current_setting('hba_file') = '{}/pg_hba.conf', current_setting('external_pid_file') FROM t";
+    let facts = facts.replace("{}", &copy.data().display().to_string());
+    let wanted = ["7", "7MB", "t", "t", ""].map(|v| Some(v.to_owned()));
+    assert_eq!(sql(&copy, "postgres", &facts).await, [wanted]);
+    let still = sql(&server, "postgres", "SELECT n FROM t").await;
+    assert_eq!(still, [[Some("7".to_owned())]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_that_may_not_be_read_is_said_to_be_missing() {
+    let server = server();
+    let folder = configure_outside(&server);
+    sql(&server, "postgres", "CREATE ROLE keeper REPLICATION LOGIN; CREATE TABLE t AS SELECT 7 AS n").await;
+    let keeper = server.url("postgres").replace("user=postgres", "user=keeper");
+    let backup = back_up_from(conninfo(&keeper)).await;
+    assert_eq!(backup.record.summary.warnings, 1, "it may not know where they are");
+    sql(&server, "postgres", "GRANT pg_read_all_settings TO keeper").await;
+    let backup = back_up_from(conninfo(&keeper)).await;
+    assert_eq!(backup.record.summary.warnings, 3, "it may know, and not read them");
+    let target = server.folder().join("restored");
+    backup.restore(DataDirectory::at(&target)).await.unwrap();
+    assert!(!target.join("pgark.config").exists() && folder.exists());
+    // It starts all the same; and lets in nobody whom the system does not know.
+    let hba = target.join("pg_hba.conf");
+    assert!(std::fs::read_to_string(&hba).unwrap().contains("local all all peer"));
+    std::fs::write(hba, "local all all trust\n").unwrap();
+    let copy = server.start_on(&target).unwrap();
+    // Until it has recovered it answers nobody.
+    let connection = copy.conninfo("postgres").unwrap();
+    let begun = std::time::Instant::now();
+    while connection.connect().await.is_err() {
+        assert!(begun.elapsed() < std::time::Duration::from_mins(1), "it does not answer");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(sql(&copy, "postgres", "SELECT n FROM t").await, [[Some("7".to_owned())]]);
 }

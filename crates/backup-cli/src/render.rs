@@ -98,6 +98,11 @@ fn source<'a>(backup: &'a BackupSummary, name: &str) -> &'a str {
     backup.source.get(name).and_then(Value::as_str).unwrap_or("-")
 }
 
+/// Whether pages failed their checksums when the backup was made. It has them as they were.
+pub(crate) fn has_damaged_pages(backup: &BackupSummary) -> bool {
+    backup.source.get("checksum_failures").and_then(Value::as_bool).unwrap_or(false)
+}
+
 /// A text of the repository, fit for a terminal.
 pub(crate) fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -163,6 +168,9 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
     line("written by", &format!("{} {}", backup.tool.name, backup.tool.version));
     if let Some(label) = &backup.label {
         line("label", label);
+    }
+    if has_damaged_pages(backup) {
+        line("damaged", "pages that failed their checksums are in it; the server's log names them");
     }
     if backup.warnings > 0 {
         line("warnings", &backup.warnings.to_string());

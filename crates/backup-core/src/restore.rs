@@ -12,7 +12,7 @@ use crate::dumper::{Ctx, PartSource, Restorer};
 use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
-use crate::pipeline::{CpuPool, Source, Totals};
+use crate::pipeline::{CpuPool, ReadBuffers, Source, Totals};
 use crate::repository::{
     BackupRecord, BackupSummary, Repository, ancestors, check_objects, layout, open_cipher, open_contents,
 };
@@ -228,6 +228,7 @@ impl Reading {
             pool: self.pool.clone(),
             compressor,
             cipher,
+            buffers: ReadBuffers::new(self.jobs, self.pool.width()),
         };
         Ok(Source {
             reader,

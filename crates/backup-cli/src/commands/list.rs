@@ -17,6 +17,9 @@ pub(super) async fn run(cli: &Cli) -> Result<()> {
     } else {
         render::table(listing.backups.iter())
     };
+    for backup in listing.backups.iter().filter(|backup| render::has_damaged_pages(backup)) {
+        let _ = writeln!(text, "damaged pages: {} (they failed their checksums when it was made)", backup.id);
+    }
     for id in &listing.unfinished {
         let _ = writeln!(text, "unfinished: {id} (at work, or dead: a later backup sweeps it)");
     }

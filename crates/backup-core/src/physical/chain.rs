@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 
+use super::configuration::CONFIG;
 use super::overlay::{Ground, apply_list};
 use super::restore::{Place, unpack};
 use super::{LIST, MANIFEST, WAL, check};
@@ -69,7 +70,7 @@ pub(super) async fn unpack_chain(
 async fn unpack_all(parts: &dyn PartSource, ground: &Ground, jobs: usize) -> Result<()> {
     let wanted = parts.parts().into_iter().filter(|part| match part.spec.kind.as_str() {
         LIST => false,
-        WAL | MANIFEST => ground.newest,
+        WAL | MANIFEST | CONFIG => ground.newest,
         _ => true,
     });
     futures::stream::iter(wanted.map(Ok))

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::increment::{Compared, Comparer, Intake, Parent, Plan};
+use super::configuration::{self, Saved};
+use super::increment::{Comparer, Intake, Parent, Plan, Taken};
 use super::{BASE, KIND, MANIFEST, wal};
 use crate::dumper::{Ctx, Dumped, Dumper, PartSink, PartSpec};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +23,9 @@ use crate::wal::BackupSpan;
 const MAP_BYTES: usize = 4 << 20;
 /// What an increment takes beside: the index of the parent's map, the list of files, and two windows.
 const INCREMENT_BYTES: usize = 20 << 20;
+
+const UNKNOWN_CONFIGURATION: &str = "the configuration files are outside the data directory, and not in the \
+    backup: the role may not know where they are (pg_read_all_settings)";
 
 /// Backs up a whole cluster over the replication protocol: its files, and the WAL that was written meanwhile, so
 /// that the backup restores alone. A standby can be backed up as well.
@@ -70,7 +74,8 @@ struct Source {
     facts: Map<String, Value>,
     timeline: u32,
     segment_bytes: u64,
-    warnings: Vec<String>,
+    /// Configuration files outside of the data directory.
+    configuration: Saved,
     /// Keeps WAL in a slot, and streams it.
     log: Replication,
     /// Sends the files.
@@ -158,28 +163,11 @@ impl BaseBackupDump {
             facts,
             timeline: system.timeline,
             segment_bytes,
-            warnings: outside(&session).await,
+            configuration: configuration::read(&session).await,
             log,
             files,
             session,
         })
-    }
-}
-
-/// Configuration files that the server reads from elsewhere: they are not in a backup of its data directory.
-async fn outside(session: &Session) -> Vec<String> {
-    let sql = "SELECT f.setting FROM pg_catalog.pg_settings f, pg_catalog.pg_settings d \
-               WHERE f.name IN ('config_file', 'hba_file', 'ident_file') AND d.name = 'data_directory' \
-               AND NOT starts_with(f.setting, d.setting || '/') ORDER BY 1";
-    match session.rows(sql).await {
-        Ok(rows) => rows
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|file| format!("{file} is outside the data directory, and not in the backup"))
-            .collect(),
-        // Then the role may not know where they are.
-        Err(_) => Vec::new(),
     }
 }
 
@@ -207,9 +195,9 @@ impl Dumper for BaseBackupDump {
         KIND
     }
 
-    /// Files, and WAL.
+    /// Files, those before them that are not stored yet, and WAL.
     fn max_open(&self, _: usize) -> usize {
-        2
+        3
     }
 
     fn parent(&self) -> Option<BackupId> {
@@ -235,8 +223,9 @@ impl Dumper for BaseBackupDump {
 
 impl BaseBackupDump {
     async fn dump_all(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
-        let Source { mut facts, timeline, segment_bytes, mut warnings, mut log, mut files, session } =
+        let Source { mut facts, timeline, segment_bytes, mut configuration, mut log, mut files, session } =
             self.connect().await?;
+        configuration.store(&parts).await?;
         // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
         log.create_slot(&slot, true).await?;
@@ -262,11 +251,11 @@ impl BaseBackupDump {
         let (say_end, end) = watch::channel(None);
         let wal = wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts));
         let files = async {
-            let (end, made) = store_files(backup, &parts, comparer).await?;
-            say_end.send_replace(Some(end.end.lsn));
-            Ok((end, made))
+            let stored = store_files(backup, &parts, comparer).await?;
+            say_end.send_replace(Some(stored.0.end.lsn));
+            Ok(stored)
         };
-        let ((end, made), ()) = tokio::try_join!(files, wal)?;
+        let ((end, Taken { made, has_configuration }), ()) = tokio::try_join!(files, wal)?;
 
         let positions = [("start_lsn", start), ("end_lsn", end.end)];
         for (name, WalPosition { lsn, .. }) in positions {
@@ -277,6 +266,10 @@ impl BaseBackupDump {
         facts.insert("end_time".to_owned(), session.value(now).await?.into());
         facts.insert("timeline".to_owned(), start.timeline.into());
         facts.insert("checksum_failures".to_owned(), end.checksum_failures.is_some().into());
+        let mut warnings = std::mem::take(&mut configuration.warnings);
+        if !configuration.known && !has_configuration {
+            warnings.push(UNKNOWN_CONFIGURATION.to_owned());
+        }
         warnings.extend(end.warnings);
         warnings
             .extend(end.checksum_failures.map(|words| format!("damaged pages are in the backup: {words}")));
@@ -285,6 +278,7 @@ impl BaseBackupDump {
         }
         let mut contents = Map::new();
         contents.insert("tablespaces".to_owned(), json!(tablespaces));
+        contents.insert(configuration::CONTENTS.to_owned(), json!(configuration.outside));
         let mut dumped = Dumped { facts, contents, warnings, ..Dumped::default() };
         plan.finish(made, &mut dumped, &*ctx.observer);
         Ok(dumped)
@@ -300,7 +294,7 @@ async fn store_files(
     mut backup: BaseBackup<'_>,
     parts: &Arc<dyn PartSink>,
     comparer: Option<Comparer<StateFile>>,
-) -> Result<(BaseBackupEnd, Option<Compared<StateFile>>)> {
+) -> Result<(BaseBackupEnd, Taken)> {
     let mut intake = Intake::new(Arc::clone(parts), comparer);
     loop {
         match backup.next().await? {

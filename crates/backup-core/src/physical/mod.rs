@@ -5,7 +5,9 @@
 
 mod chain;
 mod check;
+mod configuration;
 mod dump;
+mod files;
 mod increment;
 mod overlay;
 mod plan;

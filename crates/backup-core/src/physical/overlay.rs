@@ -203,11 +203,13 @@ impl DeltaUnpacker {
 
     pub(super) fn finish(mut self) -> Result<()> {
         self.end_blocks()?;
+        self.files.end()?;
         self.reader.finish()
     }
 
     fn member(&mut self, mut header: Header) -> Result<()> {
         self.end_blocks()?;
+        self.files.end()?;
         let name = header.path_bytes().into_owned();
         if let Some(path) = name.strip_prefix(BLOCKS.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")) {
             let end = path.iter().rposition(|b| *b == b'/').unwrap_or(path.len());

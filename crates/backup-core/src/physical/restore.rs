@@ -12,7 +12,9 @@ use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
 use super::chain::unpack_chain;
+use super::configuration::{self, CONFIG, Outside};
 use super::dump::{TablespaceOf, position};
+use super::files::FileWriter;
 use super::overlay::{DeltaUnpacker, Ground, unknown_archive};
 use super::recovery::Recovery;
 use super::tar::{Piece, Reader};
@@ -114,9 +116,13 @@ impl Restorer for DataDirectory {
             if e.hint().is_some() { e } else { e.with_hint(again) }
         })?;
         let recovery = self.recovery.clone();
-        tokio::task::spawn_blocking(move || place.complete(&targets, timeline, &recovery))
-            .await
-            .map_err(|e| Error::internal("finishing a restore failed").caused_by(e))??;
+        let outside = parts.contents().get(configuration::CONTENTS);
+        let outside = outside.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
+        blocking(move || {
+            place.configure(&outside)?;
+            place.complete(&targets, timeline, &recovery)
+        })
+        .await?;
         let mut target = Map::new();
         target.insert("data_directory".to_owned(), json!(self.path));
         target.insert(
@@ -134,8 +140,9 @@ pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Gro
     let name = part.spec.name.split('/').next().unwrap_or_default();
     let is_files = matches!(part.spec.kind.as_str(), FILES | DELTA);
     let folder = match part.spec.kind.as_str() {
-        FILES | DELTA => ground.targets.get(name),
-        WAL | MANIFEST => ground.targets.get(BASE),
+        FILES | DELTA => ground.targets.get(name).cloned(),
+        WAL | MANIFEST => ground.targets.get(BASE).cloned(),
+        CONFIG => ground.targets.get(BASE).map(|base| base.join(configuration::FOLDER)),
         _ => {
             return Err(Error::new(
                 ErrorKind::NewerFormat,
@@ -152,40 +159,47 @@ pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Gro
     };
     let mut stream = parts.open(part.part).await?;
     let mut unpacker = Unpacker {
-        folder: folder.clone(),
+        folder,
         is_base: is_files && name == BASE,
         owner: ground.owner,
         reader: Reader::default(),
-        file: None,
+        files: FileWriter::default(),
+        path: PathBuf::new(),
     };
     if part.spec.kind == DELTA {
         let mut unpacker = DeltaUnpacker::new(unpacker);
         while let Some(bytes) = stream.next().await {
             let bytes = bytes?;
-            unpacker = tokio::task::spawn_blocking(move || unpacker.take(bytes).map(|()| unpacker))
-                .await
-                .map_err(|e| Error::internal("unpacking failed").caused_by(e))??;
+            unpacker = blocking(move || unpacker.take(bytes).map(|()| unpacker)).await?;
         }
-        return unpacker.finish();
+        return blocking(move || unpacker.finish()).await;
     }
     if part.spec.kind == MANIFEST {
-        unpacker.file = Some(unpacker.create(Path::new("backup_manifest"), 0o600)?);
+        unpacker.begin(Path::new("backup_manifest"), 0o600, part.raw_bytes)?;
     }
     let plain = part.spec.kind == MANIFEST;
     while let Some(bytes) = stream.next().await {
         let bytes = bytes?;
-        unpacker = tokio::task::spawn_blocking(move || {
+        unpacker = blocking(move || {
             if plain {
                 unpacker.write(&bytes)?;
             } else {
                 unpacker.take(bytes)?;
             }
-            Ok::<_, Error>(unpacker)
+            Ok(unpacker)
         })
-        .await
-        .map_err(|e| Error::internal("unpacking failed").caused_by(e))??;
+        .await?;
     }
-    unpacker.reader.finish()
+    blocking(move || {
+        unpacker.end()?;
+        unpacker.reader.finish()
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("unpacking failed").caused_by(e)))
 }
 
 /// Writes the members of an archive below a folder.
@@ -194,8 +208,10 @@ pub(super) struct Unpacker {
     is_base: bool,
     owner: Option<(u32, u32)>,
     reader: Reader,
-    /// The file whose bytes come; none where they are of no use.
-    file: Option<(File, PathBuf)>,
+    /// Has no file where the bytes that come are of no use.
+    files: FileWriter,
+    /// Of the file whose bytes come.
+    path: PathBuf,
 }
 
 impl Unpacker {
@@ -217,13 +233,27 @@ impl Unpacker {
 
     /// Adds bytes to the file that began last.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<()> {
-        let Some((file, path)) = &mut self.file else { return Ok(()) };
-        file.write_all(data).map_err(|e| Error::io(format!("writing {}", path.display()), e))
+        self.files.write(data).map_err(|e| self.failed(e))
+    }
+
+    fn begin(&mut self, path: &Path, mode: u32, size: u64) -> Result<()> {
+        let (file, path) = self.create(path, mode)?;
+        self.path = path;
+        self.files.begin(file, size).map_err(|e| self.failed(e))
+    }
+
+    /// Ends the file that began last: what waits in a buffer is written.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.files.end().map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io(format!("writing {}", self.path.display()), error)
     }
 
     /// Begins a file, or makes a folder.
     pub(super) fn member(&mut self, header: &Header) -> Result<()> {
-        self.file = None;
+        self.end()?;
         let name = header.path_bytes().into_owned();
         let path = below(&name)?;
         let mode = header.mode().unwrap_or(0o600) & 0o777;
@@ -233,8 +263,8 @@ impl Unpacker {
             EntryType::Regular => {
                 let control = self.is_base && path == Path::new(PG_CONTROL);
                 let path = if control { PathBuf::from(PG_CONTROL_UNTIL_THEN) } else { path };
-                self.file = Some(self.create(&path, mode)?);
-                Ok(())
+                let size = header.entry_size().unwrap_or(0);
+                self.begin(&path, mode, size)
             }
             // Links to tablespaces are made from the backup's own list.
             EntryType::Symlink if path.starts_with("pg_tblspc") => Ok(()),
@@ -362,6 +392,13 @@ impl Place {
             }
         }
         Ok(this)
+    }
+
+    /// Puts configuration files where a server finds them, if it has none of its own.
+    fn configure(&self, outside: &Outside) -> Result<()> {
+        let written = configuration::place(&self.base, &self.base.join(configuration::FOLDER), outside)
+            .and_then(|written| written.iter().try_for_each(|path| own(path, self.owner)));
+        written.map_err(|e| Error::io("writing configuration files", e))
     }
 
     /// Makes it a data directory, when all files are there: settings, signal, and last `pg_control`.

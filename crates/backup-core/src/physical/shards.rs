@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tar::Header;
+use tokio::task::JoinHandle;
 
 use super::tar::{BLOCK, padding};
 use crate::dumper::{PartSink, PartSpec, PartWriter};
@@ -20,6 +21,9 @@ pub(super) struct Shards {
     limit: u64,
     number: u32,
     open: Option<Shard>,
+    /// Whether a shard is still being stored while the next one is filled.
+    behind: bool,
+    ending: Option<JoinHandle<Result<u32>>>,
 }
 
 struct Shard {
@@ -30,7 +34,15 @@ struct Shard {
 
 impl Shards {
     pub(super) fn new(sink: Arc<dyn PartSink>, kind: &'static str, name: &str) -> Self {
-        Self { sink, kind, name: name.to_owned(), limit: SHARD_BYTES, number: 0, open: None }
+        let (name, limit) = (name.to_owned(), SHARD_BYTES);
+        Self { sink, kind, name, limit, number: 0, open: None, behind: false, ending: None }
+    }
+
+    /// Has one more part open: a disk takes its time to sync a shard, and a store in the cloud to put its chunks
+    /// together. The source need not wait for that.
+    pub(super) fn behind(mut self) -> Self {
+        self.behind = true;
+        self
     }
 
     /// Begins a member.
@@ -38,7 +50,10 @@ impl Shards {
         let size =
             header.entry_size().map_err(|e| Error::internal("a member without a size").caused_by(e))?;
         if self.open.as_ref().is_some_and(|shard| shard.bytes + size > self.limit) {
-            self.close().await?;
+            self.end_shard().await?;
+            if !self.behind {
+                self.settle().await?;
+            }
         }
         let shard = match &mut self.open {
             Some(shard) => {
@@ -64,12 +79,26 @@ impl Shards {
         shard.part.write(data).await
     }
 
-    /// Ends the archive; the next member begins another one.
+    /// Ends the archive. All shards are stored when this returns.
     pub(super) async fn close(&mut self) -> Result<()> {
+        self.end_shard().await?;
+        self.settle().await
+    }
+
+    /// Ends a shard, once the one before it is stored.
+    async fn end_shard(&mut self) -> Result<()> {
         let Some(mut shard) = self.open.take() else { return Ok(()) };
         shard.pad().await?;
         shard.part.write(Bytes::from_static(&END)).await?;
-        shard.part.finish().await.map(drop)
+        self.settle().await?;
+        self.ending = Some(tokio::spawn(shard.part.finish()));
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<()> {
+        let Some(ending) = self.ending.take() else { return Ok(()) };
+        let ended = ending.await.map_err(|e| Error::internal("storing a shard failed").caused_by(e))?;
+        ended.map(drop)
     }
 }
 

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 
+use super::buffers::Buffers;
 use super::pool::{CpuPool, received};
 use crate::compressor::Compressor;
 use crate::encryptor::Cipher;
@@ -23,6 +24,23 @@ pub(crate) struct PartReader {
     pub(crate) pool: CpuPool,
     pub(crate) compressor: Arc<dyn Compressor>,
     pub(crate) cipher: Option<Arc<dyn Cipher>>,
+    pub(crate) buffers: ReadBuffers,
+}
+
+/// Buffers of frames that are read, used again by all parts of a run.
+#[derive(Clone)]
+pub(crate) struct ReadBuffers {
+    stored: Buffers,
+    raw: Buffers,
+}
+
+impl ReadBuffers {
+    /// For `open` parts at a time, decompressed on `width` threads.
+    pub(crate) fn new(open: usize, width: usize) -> Self {
+        // One a thread and one that waits; then one that is cut or handed on, one in a channel, one in use.
+        let keep = open * (width + 4);
+        Self { stored: Buffers::new(0, keep), raw: Buffers::new(0, keep) }
+    }
 }
 
 /// The raw bytes of a part. The stream ends well only when all lengths and digests are right.
@@ -80,7 +98,8 @@ impl PartReader {
         let (chunks, from_store) = mpsc::channel(4);
         let fetch = tokio::spawn(fetch(stored, chunks, object.clone()));
         let (to_pool, mut frames_in) = mpsc::channel(1);
-        let opened = open_on_thread(self.cipher.clone(), from_store, frames, to_pool)?;
+        let buffers = self.buffers.stored.clone();
+        let opened = open_on_thread(self.cipher.clone(), from_store, frames, buffers, to_pool)?;
 
         let mut pending = VecDeque::new();
         loop {
@@ -91,10 +110,10 @@ impl PartReader {
                     Some((frame, data)) => pending.push_back(self.decompress(frame, data)),
                     None if pending.is_empty() => break,
                     None => {
-                        if !deliver(&mut pending, tx, raw, raw_bytes).await? { return Ok(false); }
+                        if !self.deliver(&mut pending, tx, raw, raw_bytes).await? { return Ok(false); }
                     }
                 },
-                delivered = deliver(&mut pending, tx, raw, raw_bytes), if !room => {
+                delivered = self.deliver(&mut pending, tx, raw, raw_bytes), if !room => {
                     if !delivered? { return Ok(false); }
                 }
             }
@@ -112,26 +131,29 @@ impl PartReader {
 
     fn decompress(&self, frame: Frame, data: Vec<u8>) -> oneshot::Receiver<Result<Vec<u8>>> {
         let compressor = Arc::clone(&self.compressor);
+        let ReadBuffers { stored, raw: fresh } = self.buffers.clone();
         self.pool.submit(move || {
-            let mut raw = Vec::with_capacity(frame.raw as usize);
+            let mut raw = fresh.take();
             compressor.decompress(&data, frame.raw as usize, &mut raw)?;
+            stored.put(data);
             Ok(raw)
         })
     }
-}
 
-/// Hands the oldest frame on. False when nobody reads any more.
-async fn deliver(
-    pending: &mut VecDeque<oneshot::Receiver<Result<Vec<u8>>>>,
-    tx: &mpsc::Sender<Result<Bytes>>,
-    hasher: &mut blake3::Hasher,
-    bytes: &mut u64,
-) -> Result<bool> {
-    let Some(oldest) = pending.pop_front() else { return Ok(true) };
-    let raw = received(oldest.await)?;
-    hasher.update(&raw);
-    *bytes += raw.len() as u64;
-    Ok(tx.send(Ok(raw.into())).await.is_ok())
+    /// Hands the oldest frame on. False when nobody reads any more.
+    async fn deliver(
+        &self,
+        pending: &mut VecDeque<oneshot::Receiver<Result<Vec<u8>>>>,
+        tx: &mpsc::Sender<Result<Bytes>>,
+        hasher: &mut blake3::Hasher,
+        bytes: &mut u64,
+    ) -> Result<bool> {
+        let Some(oldest) = pending.pop_front() else { return Ok(true) };
+        let raw = received(oldest.await)?;
+        hasher.update(&raw);
+        *bytes += raw.len() as u64;
+        Ok(tx.send(Ok(self.buffers.raw.freeze(raw))).await.is_ok())
+    }
 }
 
 /// Reads an object from the store, checks its length and digest, and passes the bytes on.
@@ -153,6 +175,7 @@ fn open_on_thread(
     cipher: Option<Arc<dyn Cipher>>,
     from_store: mpsc::Receiver<Bytes>,
     frames: Vec<Frame>,
+    buffers: Buffers,
     to_pool: mpsc::Sender<(Frame, Vec<u8>)>,
 ) -> Result<oneshot::Receiver<Result<()>>> {
     let (tx, rx) = oneshot::channel();
@@ -167,7 +190,8 @@ fn open_on_thread(
             _ => Error::new(ErrorKind::Integrity, "it is damaged").caused_by(e),
         };
         for frame in frames {
-            let mut data = vec![0; frame.stored as usize];
+            let mut data = buffers.take();
+            data.resize(frame.stored as usize, 0);
             reader.read_exact(&mut data).map_err(cut)?;
             if to_pool.blocking_send((frame, data)).is_err() {
                 return Ok(());

@@ -20,6 +20,15 @@ pub(in super::super) struct Intake {
     kind: &'static str,
     archive: Option<(Reader, Shards)>,
     stage: Option<Stage>,
+    has_configuration: bool,
+}
+
+/// What was taken.
+pub(in super::super) struct Taken {
+    /// The block map, and what else became of comparing.
+    pub(in super::super) made: Option<Compared<StateFile>>,
+    /// Whether `postgresql.conf` is among the files.
+    pub(in super::super) has_configuration: bool,
 }
 
 /// A [`Comparer`] that works beside.
@@ -41,7 +50,13 @@ impl Intake {
             batch: Vec::new(),
             bytes: 0,
         });
-        Self { sink, kind: if increment { DELTA } else { FILES }, archive: None, stage }
+        Self {
+            sink,
+            kind: if increment { DELTA } else { FILES },
+            archive: None,
+            stage,
+            has_configuration: false,
+        }
     }
 
     /// Begins an archive: `base`, or the OID of a tablespace.
@@ -50,7 +65,8 @@ impl Intake {
         if let Some(stage) = &mut self.stage {
             stage.batch.push(Input::Archive(name.to_owned()));
         }
-        self.archive = Some((Reader::default(), Shards::new(Arc::clone(&self.sink), self.kind, name)));
+        self.archive =
+            Some((Reader::default(), Shards::new(Arc::clone(&self.sink), self.kind, name).behind()));
         Ok(())
     }
 
@@ -60,6 +76,9 @@ impl Intake {
             self.archive.as_mut().ok_or_else(|| Error::internal("the server sent bytes of no archive"))?;
         reader.push(bytes);
         while let Some(piece) = reader.next()? {
+            if let Piece::Member(header) = &piece {
+                self.has_configuration |= &*header.path_bytes() == b"postgresql.conf";
+            }
             match (&mut self.stage, piece) {
                 (Some(stage), piece) => {
                     stage.add(piece);
@@ -86,9 +105,12 @@ impl Intake {
     }
 
     /// Ends the last archive, and stores the list of an increment.
-    pub(in super::super) async fn finish(mut self) -> Result<Option<Compared<StateFile>>> {
+    pub(in super::super) async fn finish(mut self) -> Result<Taken> {
         self.end().await?;
-        let Some(comparer) = self.stage.and_then(|stage| stage.comparer) else { return Ok(None) };
+        let has_configuration = self.has_configuration;
+        let Some(comparer) = self.stage.and_then(|stage| stage.comparer) else {
+            return Ok(Taken { made: None, has_configuration });
+        };
         let mut made = comparer.finish();
         if self.kind == DELTA {
             let spec = PartSpec { kind: LIST.to_owned(), name: "files".to_owned() };
@@ -96,7 +118,7 @@ impl Intake {
             part.write(std::mem::take(&mut made.list).into()).await?;
             part.finish().await?;
         }
-        Ok(Some(made))
+        Ok(Taken { made: Some(made), has_configuration })
     }
 }
 

@@ -16,8 +16,8 @@ mod relation;
 mod tests;
 mod window;
 
-pub(super) use compare::{Compared, Comparer};
-pub(super) use intake::Intake;
+pub(super) use compare::Comparer;
+pub(super) use intake::{Intake, Taken};
 pub(super) use list::{Entry, ListReader, Stored};
 pub use parent::Parent;
 pub(super) use plan::Plan;

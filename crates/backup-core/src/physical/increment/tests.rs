@@ -286,7 +286,7 @@ async fn back_up(
             intake.add(Bytes::copy_from_slice(piece)).await.unwrap();
         }
     }
-    let (map, digest) = intake.finish().await.unwrap().unwrap().map.unwrap();
+    let (map, digest) = intake.finish().await.unwrap().made.unwrap().map.unwrap();
     map.keep().unwrap();
     let spec = PartSpec { kind: MANIFEST.to_owned(), name: "backup_manifest".to_owned() };
     let mut stored = std::mem::take(&mut *memory.0.lock().unwrap());
