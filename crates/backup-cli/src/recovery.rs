@@ -105,10 +105,9 @@ fn moment(text: &str, zone: Option<&str>) -> Result<jiff::Timestamp> {
     };
     let text = text.trim();
     // PostgreSQL writes an offset of whole hours without minutes.
-    let short =
-        text.len() > 3 && text[text.len().saturating_sub(3)..].starts_with(['+', '-']) && text.contains(':');
-    let whole =
-        if short && text.is_char_boundary(text.len() - 3) { format!("{text}:00") } else { text.to_owned() };
+    let end = text.len().checked_sub(3).and_then(|at| text.get(at..)).unwrap_or_default();
+    let short = end.starts_with(['+', '-']) && text.contains(':');
+    let whole = if short { format!("{text}:00") } else { text.to_owned() };
     if let Ok(time) = whole.parse::<jiff::Timestamp>() {
         return match zone {
             None => Ok(time),

@@ -1,7 +1,5 @@
 //! Histories of timelines: from which one, and where, each began (`timeline.c`).
 
-use std::collections::BTreeMap;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Lsn;
 
@@ -66,18 +64,19 @@ impl History {
         self.end_of(timeline).is_some_and(|end| end.is_none_or(|end| lsn <= end))
     }
 
-    /// The timelines in which recovery looks for a segment, in its order: the newest first, as far as they had
-    /// begun (`XLogFileReadAnyTLI` in `xlogrecovery.c`).
+    /// The timelines in which recovery finds a segment, in its order: the newest first, as far as they had begun
+    /// (`XLogFileReadAnyTLI` in `xlogrecovery.c`) and were not left before.
     pub fn candidates(&self, number: u64, segment_bytes: u64) -> impl Iterator<Item = u32> {
-        let begins: BTreeMap<u32, u64> = self
-            .switches
-            .iter()
-            .zip(self.switches.iter().skip(1).map(|s| s.timeline).chain([self.timeline]))
-            .map(|(left, next)| (next, left.at.0 / segment_bytes))
-            .collect();
-        let all = self.switches.iter().map(|s| s.timeline).chain([self.timeline]);
-        let all: Vec<u32> = all.filter(|t| begins.get(t).is_none_or(|begin| *begin <= number)).collect();
-        all.into_iter().rev()
+        let mut begin = 0;
+        let mut found = Vec::new();
+        let ends = self.switches.iter().map(|s| (s.timeline, s.at.0)).chain([(self.timeline, u64::MAX)]);
+        for (timeline, end) in ends {
+            if begin <= number && number.saturating_mul(segment_bytes) < end {
+                found.push(timeline);
+            }
+            begin = end / segment_bytes;
+        }
+        found.into_iter().rev()
     }
 }
 
@@ -95,7 +94,8 @@ mod tests {
         let candidates = |n| history.candidates(n, 16 << 20).collect::<Vec<_>>();
         assert_eq!(candidates(2), [1]);
         assert_eq!(candidates(3), [2, 1]);
-        assert_eq!(candidates(5), [3, 2, 1]);
+        assert_eq!(candidates(4), [2]);
+        assert_eq!(candidates(5), [3]);
         for wrong in ["x", "1", "1 2", "3\t0/1\tx", "2\t0/1\n1\t0/2"] {
             assert!(History::parse(3, wrong).is_err(), "{wrong}");
         }
