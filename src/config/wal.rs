@@ -91,13 +91,7 @@ impl Settings {
     pub fn wal_destination(&self, repository: Repository, cluster: ClusterName) -> Result<Destination> {
         let state = self.host_state(&repository, &cluster)?;
         let writer = self.writer()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
-        let to = Destination::new(repository, cluster, state, writer);
-        // WAL is always compressed with zstd; another method of backups does not count for it.
-        let level = self.compress.as_deref().and_then(|method| method.strip_prefix("zstd:")?.parse().ok());
-        Ok(match level {
-            Some(level) => to.level(level),
-            None => to,
-        })
+        Ok(Destination::new(repository, cluster, state, writer))
     }
 
     /// Lists the archive of a cluster.

@@ -248,7 +248,15 @@ async fn segments_are_pushed_and_read_ahead() {
     chown(&pg_wal, Some(host.owner.0), Some(host.owner.1)).unwrap();
     let to = pg_wal.join("RECOVERYXLOG").display().to_string();
     let original = |name: &str| std::fs::read(server.data().join("pg_wal").join(name));
-    let ahead = pg_wal.join("pgark.ahead");
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let ahead = pg_wal.join("pgark.ahead").join(boot.trim());
+    // What another start of the machine left may be torn.
+    let stale = pg_wal.join("pgark.ahead/before");
+    std::fs::create_dir_all(&stale).unwrap();
+    std::fs::write(stale.join(&names[0]), b"torn").unwrap();
+    for path in [pg_wal.join("pgark.ahead"), stale.clone()] {
+        chown(path, Some(host.owner.0), Some(host.owner.1)).unwrap();
+    }
     for (n, name) in names.iter().enumerate() {
         let fetched = host.run(&["wal", "fetch", name, &to]);
         assert!(fetched.status.success(), "{}", said(&fetched));
@@ -266,7 +274,7 @@ async fn segments_are_pushed_and_read_ahead() {
         }
     }
     assert_eq!(host.run(&["wal", "fetch", "0000000100000000000000FE", &to]).status.code(), Some(1));
-    assert!(!ahead.exists(), "what was read ahead stays behind");
+    assert!(!pg_wal.join("pgark.ahead").exists(), "what was read ahead stays behind");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,8 @@ use pgark::{
 use secrecy::ExposeSecret;
 use serde_json::json;
 
+mod to_a_moment;
+
 use crate::args::{Cli, DemoArgs};
 use crate::render;
 
@@ -161,7 +163,8 @@ async fn demo(folder: &Path, args: &DemoArgs, steps: &mut Steps) -> Result<()> {
         .caused_by(format!("before: {before:?}, after: {after:?}")));
     }
     let shown: Vec<String> = after.iter().map(|row| format!("{} {}", text(row, 0), text(row, 1))).collect();
-    steps.done(&format!("compared rows and their contents, all equal: {}", shown.join(", ")))
+    steps.done(&format!("compared rows and their contents, all equal: {}", shown.join(", ")))?;
+    to_a_moment::show(folder, &server, &identity, &recipient, steps).await
 }
 
 fn text(row: &[Option<String>], column: usize) -> &str {

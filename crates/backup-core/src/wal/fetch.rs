@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,12 @@ use crate::store::Meta;
 /// they only need another name.
 const AHEAD: &str = "pgark.ahead";
 
+/// Held by the process that reads ahead.
+const LOCK: &str = "lock";
+/// How often a segment that is being read ahead is looked for.
+const WAIT: Duration = Duration::from_millis(2);
+/// Then it is fetched a second time.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How many segments are read ahead at once.
 const AT_ONCE: usize = 2;
 
@@ -62,7 +69,7 @@ impl Target {
         Ok(Self { file, path: path.to_owned(), temporary })
     }
 
-    fn failed(&self) -> impl Fn(io::Error) -> Error {
+    fn failed(&self) -> impl Fn(io::Error) -> Error + use<> {
         let path = self.path.clone();
         move |e| Error::io(format!("writing {}", path.display()), e)
     }
@@ -71,11 +78,18 @@ impl Target {
         self.file.write_all(bytes).map_err(self.failed())
     }
 
+    /// Gives it its name.
     fn keep(self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path).map_err(self.failed())
+    }
+
+    /// Gives it its name, durably.
+    fn keep_durably(self) -> Result<()> {
         let failed = self.failed();
         self.file.sync_all().map_err(&failed)?;
-        std::fs::rename(&self.temporary, &self.path).map_err(&failed)?;
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.to_owned();
+        self.keep()?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 }
@@ -113,7 +127,7 @@ impl Fetcher {
         Self { archive, asking }
     }
 
-    /// Puts a file at `to`, whole, checked and durable. False where the archive certainly does not have it.
+    /// Puts a file at `to`, whole and checked. False where the archive certainly does not have it.
     ///
     /// # Errors
     /// [`Integrity`](ErrorKind::Integrity) where what is there is damaged or of another place, cluster or
@@ -130,7 +144,7 @@ impl Fetcher {
                 blocking(move || {
                     let mut target = Target::create(&to)?;
                     target.write(&text)?;
-                    target.keep()
+                    target.keep_durably()
                 })
                 .await
                 .map(|()| true)
@@ -145,7 +159,7 @@ impl Fetcher {
                 let stored = self.archive.stored(&name).await?;
                 let Some(pieces) = whole(&name, &stored)? else { return Ok(false) };
                 let target = self.write(&name, &pieces, to).await?;
-                blocking(move || target.keep()).await.map(|()| true)
+                blocking(move || target.keep_durably()).await.map(|()| true)
             }
         }
     }
@@ -199,7 +213,8 @@ impl Fetcher {
         .await
     }
 
-    /// Checks a segment by its own words, and gives it its name.
+    /// Checks a segment by its own words, and gives it its name. The server syncs it when it takes it
+    /// (`KeepFileRestoredFromArchive` in `xlogarchive.c`), and after a crash it asks again.
     async fn finish(&self, segment: SegmentName, target: Target) -> Result<bool> {
         let system = self.archive.system();
         blocking(move || {
@@ -214,6 +229,10 @@ impl Fetcher {
     /// again.
     async fn take_ahead(&self, segment: SegmentName, to: &Path) -> Result<bool> {
         let (from, to, system) = (ahead(to).join(segment.to_string()), to.to_owned(), self.archive.system());
+        let begun = Instant::now();
+        while !from.exists() && being_read(&from) && begun.elapsed() < LONGEST_WAIT {
+            tokio::time::sleep(WAIT).await;
+        }
         blocking(move || {
             if !from.exists() {
                 return Ok(false);
@@ -223,10 +242,7 @@ impl Fetcher {
                 let _ = std::fs::remove_file(&from);
                 return Ok(false);
             }
-            let failed = |e| Error::io(format!("moving {}", from.display()), e);
-            std::fs::rename(&from, &to).map_err(failed)?;
-            let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+            std::fs::rename(&from, &to).map_err(|e| Error::io(format!("moving {}", from.display()), e))?;
             Ok(true)
         })
         .await
@@ -244,7 +260,13 @@ impl Fetcher {
         let folder = ahead(to);
         std::fs::create_dir_all(&folder)
             .map_err(|e| Error::io(format!("making the folder {}", folder.display()), e))?;
-        let lock = folder.join("lock");
+        for other in std::fs::read_dir(all_ahead(to)).into_iter().flatten().flatten() {
+            if other.path() != folder {
+                // Of an earlier start of the machine: it is only space.
+                let _ = std::fs::remove_dir_all(other.path());
+            }
+        }
+        let lock = folder.join(LOCK);
         let failed = |e| Error::io(format!("locking {}", lock.display()), e);
         let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&lock).map_err(failed)?;
         if lock.try_lock().is_err() {
@@ -297,12 +319,32 @@ impl Fetcher {
     /// Removes what was read ahead: recovery has ended, or has left the timeline.
     pub fn forget_ahead(to: &Path) {
         // What stays takes space and is never served unchecked.
-        let _ = std::fs::remove_dir_all(ahead(to));
+        let _ = std::fs::remove_dir_all(all_ahead(to));
     }
 }
 
+/// Where segments wait. They are not synced: what is there after a crash of the machine may not be what was written,
+/// and so each start of the machine has a folder of its own.
 fn ahead(to: &Path) -> PathBuf {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let boot = boot.map_or_else(|_| std::process::id().to_string(), |id| id.trim().to_owned());
+    all_ahead(to).join(boot)
+}
+
+fn all_ahead(to: &Path) -> PathBuf {
     to.parent().unwrap_or(Path::new("")).join(AHEAD)
+}
+
+/// Whether a process is reading the segment ahead at this moment.
+fn being_read(path: &Path) -> bool {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return false;
+    };
+    let begun = |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let has_begun = { entries }.any(|entry| entry.file_name().to_str().is_some_and(begun));
+    // One that was killed gave its lock back.
+    has_begun && File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
 }
 
 /// Removes segments that recovery has passed, or of other timelines, and what was left half written.
@@ -310,7 +352,7 @@ fn forget_passed(folder: &Path, at: SegmentName) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let waits = matches!(name.parse(), Ok(WalName::Segment(s)) if s > at && s.timeline == at.timeline);
-        if !waits && name != "lock" {
+        if !waits && name != LOCK {
             // It is only space.
             let _ = std::fs::remove_file(entry.path());
         }
