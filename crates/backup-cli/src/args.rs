@@ -165,8 +165,6 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "OID=FOLDER", requires = "target_dir", value_parser = tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
     #[command(flatten)]
-    pub(crate) recovery: RecoveryArgs,
-    #[command(flatten)]
     pub(crate) keys: ReadKeys,
     /// How much is done at once [default: all cores]
     #[arg(long, short, value_name = "N")]
@@ -174,6 +172,8 @@ pub(crate) struct RestoreArgs {
     /// Folder of PostgreSQL's client tools
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) recovery: RecoveryArgs,
 }
 
 #[derive(Args)]

@@ -259,3 +259,71 @@ fn time_of(data: &[u8]) -> Option<Timestamp> {
     let micros = i64::from_le_bytes(data.get(..8)?.try_into().ok()?);
     Timestamp::from_microsecond(micros.checked_add(POSTGRES_EPOCH)?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A long page header of the first segment of 1 MiB.
+    fn header() -> Vec<u8> {
+        let mut page = vec![0; LONG_HEADER];
+        page[..2].copy_from_slice(&0xD116_u16.to_le_bytes());
+        page[2..4].copy_from_slice(&LONG.to_le_bytes());
+        page[4..8].copy_from_slice(&1_u32.to_le_bytes());
+        page[8..16].copy_from_slice(&(1_u64 << 20).to_le_bytes());
+        page[24..32].copy_from_slice(&7_u64.to_le_bytes());
+        page[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        page[36..40].copy_from_slice(&8192_u32.to_le_bytes());
+        page
+    }
+
+    /// A record without blocks, aligned.
+    fn record(manager: u8, info: u8, data: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(RECORD_HEADER + 2 + data.len()).unwrap();
+        let mut record = vec![0; RECORD_HEADER];
+        record[..4].copy_from_slice(&length.to_le_bytes());
+        (record[16], record[17]) = (info, manager);
+        record.extend([255, u8::try_from(data.len()).unwrap()]);
+        record.extend_from_slice(data);
+        record.resize(aligned(record.len()), 0);
+        record
+    }
+
+    fn scanned(segment: &[u8], step: usize) -> Times {
+        let mut scan = TimeScan::new(SegmentHeader::read(segment).unwrap());
+        segment.chunks(step).for_each(|piece| scan.update(piece));
+        scan.take()
+    }
+
+    #[test]
+    fn commits_aborts_and_restore_points_are_found() {
+        let mut segment = header();
+        segment.extend(record(1, 0x80, &5_000_000_i64.to_le_bytes()));
+        segment.extend(record(10, 0x00, &9_000_000_i64.to_le_bytes()));
+        segment.extend(record(1, 0x20, &2_000_000_i64.to_le_bytes()));
+        let mut point = 3_000_000_i64.to_le_bytes().to_vec();
+        point.extend_from_slice(b"before");
+        point.resize(72, 0);
+        let at = Lsn((1 << 20) + segment.len() as u64);
+        segment.extend(record(0, 0x70, &point));
+        segment.resize(8192, 0);
+        let time = |micros| Timestamp::from_microsecond(POSTGRES_EPOCH + micros).ok();
+        for step in [1, 7, 4096, 8192] {
+            let times = scanned(&segment, step);
+            assert_eq!((times.first, times.last), (time(2_000_000), time(5_000_000)), "step {step}");
+            assert_eq!(times.points, [(at, time(3_000_000).unwrap(), "before".to_owned())]);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn bytes_of_any_kind_are_read_and_steps_do_not_matter(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..20_000),
+            step in 1_usize..9000,
+        ) {
+            let _ = SegmentHeader::read(&bytes);
+            let segment = [&header()[..], &bytes].concat();
+            proptest::prop_assert_eq!(scanned(&segment, step), scanned(&segment, segment.len()));
+        }
+    }
+}
