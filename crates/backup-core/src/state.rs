@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ulid::Ulid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::{ClusterName, Repository};
+use crate::repository::{ClusterName, Digest, Repository};
 
 /// The state of one cluster in one repository: a folder on this host.
 #[derive(Debug, Clone)]
@@ -42,7 +42,10 @@ impl HostState {
 
     /// The state of a cluster below `folder`. Nothing is made before something is kept.
     pub fn of(folder: &Path, repository: &Repository, cluster: &ClusterName) -> Self {
-        Self { folder: folder.join(repository.id()).join(cluster.as_str()) }
+        // A copy of a repository has its id, and not all that was stored in the other one since.
+        let place = Digest::of(repository.store().location().as_bytes()).to_string();
+        let of = format!("{}-{}", repository.id(), &place[..8]);
+        Self { folder: folder.join(of).join(cluster.as_str()) }
     }
 
     #[cfg(test)]

@@ -199,18 +199,20 @@ const ABSENT: u8 = 1;
 const STOP: u8 = 126;
 
 /// The exit code of a failure, where the command is `wal fetch` or `wal push`: PostgreSQL has its own meaning of them.
+/// The arguments decide, since they may be what is wrong: options may stand anywhere among the words.
 pub(crate) fn failure_code(arguments: impl Iterator<Item = std::ffi::OsString>) -> Option<u8> {
-    let words: Vec<_> = arguments.filter(|a| !a.to_string_lossy().starts_with('-')).collect();
-    let verb =
-        words.windows(2).find(|pair| pair[0] == "wal").map(|pair| pair[1].to_string_lossy().into_owned());
-    match verb.as_deref() {
-        // A standby asks again.
-        Some("fetch") if asking() == Asking::Standby => Some(ABSENT),
-        Some("fetch") => Some(STOP),
-        // Above 125 the archiver is started anew (`pgarch.c`).
-        Some("push") => Some(ABSENT),
-        _ => None,
+    let behind: Vec<_> = arguments.skip_while(|argument| argument != "wal").skip(1).collect();
+    let has = |word: &str| behind.iter().any(|argument| argument == word);
+    if !has("fetch") && !has("push") {
+        return None;
     }
+    // Nobody asked for what is done ahead. Where the server is the first process of a container it reaps it, and takes
+    // another code than 0 and 1 for a crash of its own (`HandleChildCrash` in `postmaster.c`).
+    if has("--background") {
+        return Some(0);
+    }
+    // A standby asks again. The archiver is started anew by codes above 125 (`pgarch.c`).
+    if !has("fetch") || asking() == Asking::Standby { Some(ABSENT) } else { Some(STOP) }
 }
 
 async fn resolve(cli: &Cli, settings: &Settings, segment: &str, digest: &str) -> Result<()> {
@@ -288,4 +290,27 @@ fn verified_text(verified: &WalVerified) -> String {
         let _ = writeln!(text, "  damaged: {}: {}", finding.object, render::shown(&finding.why));
     }
     text + &listing_text(&verified.archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failure_code;
+
+    #[test]
+    fn options_may_stand_anywhere() {
+        let code = |line: &str| failure_code(line.split(' ').map(Into::into));
+        for line in [
+            "wal fetch a b",
+            "wal --repo r fetch a b",
+            "--cluster wal --repo r wal fetch a b",
+            "wal --json fetch",
+        ] {
+            assert_eq!(code(line), Some(126), "{line}");
+        }
+        assert_eq!(code("--json wal --config c push a"), Some(1));
+        assert_eq!(code("wal fetch a b --background"), Some(0));
+        for line in ["wal list", "backup --physical", "restore fetch wal"] {
+            assert_eq!(code(line), None, "{line}");
+        }
+    }
 }

@@ -48,12 +48,14 @@ impl Plan {
         archived: Option<&Archived<'_>>,
         recovery: &Recovery,
     ) -> Result<Self> {
-        let physical: Vec<(&BackupSummary, Span)> =
+        let mut physical: Vec<(&BackupSummary, Span)> =
             backups.iter().filter_map(|backup| Some((backup, span(backup)?))).collect();
-        let Some((newest, _)) = physical.last() else {
+        let Some((newest, of)) = physical.last().copied() else {
             return Err(Error::new(ErrorKind::BackupNotFound, "there is no physical backup to recover from")
                 .with_hint("pgark backup --physical makes one"));
         };
+        // Before initdb or pg_upgrade it was another cluster: its backups must be named.
+        physical.retain(|(_, span)| span.system == of.system);
         if matches!(recovery.target, Target::Xid(_)) && physical.len() > 1 {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -63,18 +65,24 @@ impl Plan {
         }
         let mut refused = None;
         for (backup, span) in physical.iter().rev() {
+            if !begins_before(*span, recovery) {
+                continue;
+            }
             let way = match Way::of(*span, archived, recovery) {
                 Ok(way) => way,
-                // The newest one's reason is the one to tell.
-                Err(error) => {
+                // Only the timeline that was asked for may need an older one. The newest one's reason is the one to tell.
+                Err(error) if recovery.timeline.is_some() => {
                     refused.get_or_insert(error);
                     continue;
                 }
+                Err(error) => return Err(error.doing(format!("looking for the way from {}", backup.id))),
             };
-            if !way.begins_before(recovery, archived) {
+            if !way.passes_point(recovery, archived) {
                 continue;
             }
-            way.check(recovery, archived)?;
+            if !trusts(recovery) {
+                way.check(recovery, archived)?;
+            }
             return Ok(Self { backup: (*backup).clone(), timeline: way.history.timeline, reach: way.reach });
         }
         Err(refused
@@ -87,11 +95,29 @@ impl Plan {
     }
 }
 
+/// Whether WAL comes from where nobody can look beforehand: another command, or a primary.
+fn trusts(recovery: &Recovery) -> bool {
+    recovery.restore_command.is_some() || recovery.standby.is_some()
+}
+
+/// Whether the backup ended before a time or a position.
+fn begins_before(span: Span, recovery: &Recovery) -> bool {
+    match &recovery.target {
+        Target::Time(time) => span.ended <= *time,
+        Target::Lsn(lsn) => span.wal.end <= *lsn,
+        Target::Latest | Target::Immediate | Target::Xid(_) | Target::Name(_) => true,
+    }
+}
+
 impl Way {
     fn of(span: Span, archived: Option<&Archived<'_>>, recovery: &Recovery) -> Result<Self> {
         let own = span.wal.timeline;
         let alone =
             |timeline| Reach { timeline, from: span.wal.end, to: span.wal.end, last_commit: None, gap: None };
+        if trusts(recovery) {
+            let timeline = recovery.timeline.unwrap_or(own);
+            return Ok(Self { span, history: History::first(timeline), reach: alone(timeline) });
+        }
         let inventory = archived.map(|a| a.inventory).filter(|inventory| inventory.system == span.system);
         let Some(inventory) = inventory else {
             if let Some(timeline) = recovery.timeline.filter(|timeline| *timeline != own) {
@@ -121,22 +147,26 @@ impl Way {
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .with_hint("restore an older backup, or along another timeline"));
         }
+        if let Some(newer) = inventory.left_for(span.wal, &history)
+            && recovery.timeline.is_none()
+            && recovery.target != Target::Immediate
+        {
+            let message = format!(
+                "timeline {newer} was begun before the backup's end, and is newer than its own, {own}"
+            );
+            return Err(Error::new(ErrorKind::Usage, message).with_hint(format!(
+                "choose with --timeline: {newer} with an older backup, or {own}; pgark wal list shows how far each goes"
+            )));
+        }
         let reach = inventory.reach(span.wal, &history);
         Ok(Self { span, history, reach })
     }
 
-    /// Whether the backup ended before the target.
-    fn begins_before(&self, recovery: &Recovery, archived: Option<&Archived<'_>>) -> bool {
-        match &recovery.target {
-            Target::Latest | Target::Immediate | Target::Xid(_) => true,
-            Target::Time(time) => self.span.ended <= *time,
-            Target::Lsn(lsn) => self.span.wal.end <= *lsn,
-            Target::Name(name) => {
-                // One that nobody knows is reported for the newest backup.
-                let points = || archived.into_iter().flat_map(|a| a.points).filter(|p| p.name == *name);
-                points().next().is_none() || points().any(|point| self.passes(point))
-            }
-        }
+    /// Whether a restore point lies behind the backup. One that nobody knows is reported for the newest backup.
+    fn passes_point(&self, recovery: &Recovery, archived: Option<&Archived<'_>>) -> bool {
+        let Target::Name(name) = &recovery.target else { return true };
+        let points = || archived.into_iter().flat_map(|a| a.points).filter(|p| p.name == *name);
+        trusts(recovery) || points().next().is_none() || points().any(|point| self.passes(point))
     }
 
     fn passes(&self, point: &RestorePoint) -> bool {
@@ -150,7 +180,8 @@ impl Way {
             // Of a transaction nothing tells: the server will.
             Target::Immediate | Target::Xid(_) => true,
             Target::Latest => reach.gap.is_none(),
-            Target::Lsn(lsn) => *lsn <= reach.to,
+            // The server stops at a record that begins there.
+            Target::Lsn(lsn) => *lsn < reach.to,
             // The server stops at the first commit behind the time: without one it takes it for not reached.
             Target::Time(time) => {
                 reach.last_commit.is_some_and(|last| last > *time || (recovery.exclusive && last == *time))

@@ -337,6 +337,8 @@ pub(super) struct Place {
     pub(super) base: PathBuf,
     /// Whom the files belong to, where this process is root.
     pub(super) owner: Option<(u32, u32)>,
+    /// The marker, locked: another restore into the folder is refused as long as this one works.
+    _marker: File,
 }
 
 impl Place {
@@ -354,7 +356,12 @@ impl Place {
         }
         let owner = owner_at(&base)?;
         make_folder(&base, 0o700, owner)?;
-        let this = Self { base, owner };
+        if base.join("postmaster.pid").exists() {
+            let message = format!("a server runs in {}, or did when it was killed", base.display());
+            return Err(Error::new(ErrorKind::Conflict, message)
+                .with_hint("choose another folder; where no server runs, remove postmaster.pid"));
+        }
+        let this = Self { _marker: mark(&base, targets, interrupted)?, base, owner };
         if interrupted {
             // Only what an interrupted restore made is emptied: the marker says so, and lists the folders.
             let begun = std::fs::read_to_string(this.base.join(MARKER)).unwrap_or_default();
@@ -367,13 +374,6 @@ impl Place {
                         ));
                 }
             }
-        }
-        let list: Vec<String> = targets.values().map(|path| path.display().to_string()).collect();
-        if !interrupted {
-            let marker = this.base.join(MARKER);
-            let failed = |e| Error::io(format!("writing {}", marker.display()), e);
-            let mut file = File::create_new(&marker).map_err(failed)?;
-            file.write_all(list.join("\n").as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
         }
         for path in targets.values() {
             make_folder(path, 0o700, this.owner)?;
@@ -439,6 +439,22 @@ impl Place {
         };
         written().map_err(|e| Error::io(format!("writing {}", path.display()), e))
     }
+}
+
+/// Makes the marker, which lists the folders that the restore fills, or finds it; locked for this process.
+fn mark(base: &Path, targets: &BTreeMap<String, PathBuf>, interrupted: bool) -> Result<File> {
+    let path = base.join(MARKER);
+    let failed = |e| Error::io(format!("writing {}", path.display()), e);
+    let mut file = if interrupted { File::open(&path) } else { File::create_new(&path) }.map_err(failed)?;
+    if file.try_lock().is_err() {
+        return Err(Error::new(ErrorKind::Conflict, format!("another restore fills {}", base.display()))
+            .with_hint("wait for it, or choose another folder"));
+    }
+    if !interrupted {
+        let list: Vec<String> = targets.values().map(|path| path.display().to_string()).collect();
+        file.write_all(list.join("\n").as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    }
+    Ok(file)
 }
 
 /// PostgreSQL does not run as root: then files belong to the owner of the folder, or of the one that it is made in.

@@ -77,7 +77,7 @@ pub async fn start_and_recover(data: &Path, tools: &Tools, cancel: &Cancellation
         let state = control.get("Database cluster state").cloned().unwrap_or_default();
         let asked = cluster.ask().await;
         let paused = asked.as_ref().is_some_and(|a| a.paused);
-        let stopped = !cluster.data.join("postmaster.pid").exists();
+        let stopped = !cluster.is_alive();
         if stopped && state == "in archive recovery" {
             return Err(cluster.failed("the server stopped during its recovery"));
         }
@@ -136,6 +136,14 @@ impl Cluster {
         let stopped =
             cluster.control()?.get("Database cluster state").is_some_and(|s| s == "shut down in recovery");
         if stopped { Ok(cluster) } else { Err(cluster.failed("the server does not start")) }
+    }
+
+    /// Whether the process is there that `postmaster.pid` names: a killed one leaves the file.
+    fn is_alive(&self) -> bool {
+        let pid = std::fs::read_to_string(self.data.join("postmaster.pid")).ok();
+        let pid = pid.and_then(|text| text.lines().next()?.trim().parse().ok());
+        pid.and_then(rustix::process::Pid::from_raw)
+            .is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
     }
 
     fn log(&self) -> PathBuf {

@@ -165,20 +165,36 @@ impl Inventory {
         }
     }
 
-    /// The timelines that lead on from a position and that no other one leads on from, beside the position's own
-    /// where it leads nowhere.
+    /// The timelines on which something lies behind a position that lies on no other one: those that nobody left,
+    /// and those that have WAL behind the point where they were left. More than one is for the user to choose from.
     pub fn leaves(&self, span: BackupSpan) -> Vec<u32> {
         let behind: Vec<&History> = self
             .histories
             .values()
             .filter(|h| h.timeline != span.timeline && h.passes(span.timeline, span.end))
             .collect();
-        let leaves: Vec<u32> = behind
-            .iter()
-            .filter(|h| !behind.iter().any(|o| o.switches.iter().any(|s| s.timeline == h.timeline)))
-            .map(|h| h.timeline)
-            .collect();
-        if leaves.is_empty() { vec![span.timeline] } else { leaves }
+        let goes_on = |timeline: u32| {
+            let left = behind
+                .iter()
+                .flat_map(|h| &h.switches)
+                .filter(|s| s.timeline == timeline)
+                .map(|s| s.at)
+                .max();
+            let Some(left) = left else { return true };
+            let of_it = self.segments.iter().filter(|(name, _)| name.timeline == timeline);
+            of_it.map(|(name, _)| name.start(span.segment_bytes)).any(|start| start >= left)
+        };
+        let mut all: Vec<u32> = behind.iter().map(|h| h.timeline).chain([span.timeline]).collect();
+        all.sort_unstable();
+        all.retain(|timeline| goes_on(*timeline));
+        all
+    }
+
+    /// A newer timeline than those of a history that was begun before a backup ended: the backup is of a branch that was
+    /// left.
+    pub fn left_for(&self, span: BackupSpan, history: &History) -> Option<u32> {
+        let other = |h: &&History| h.timeline > history.timeline && !h.passes(span.timeline, span.end);
+        self.histories.values().filter(other).map(|h| h.timeline).max()
     }
 
     /// How far recovery comes from a backup along a history.
@@ -293,7 +309,13 @@ mod tests {
             inventory(&[(1, 2, true), (1, 3, true), (1, 4, true), (2, 3, true)], &[(2, "1\t0/3000100\tx\n")]);
         assert_eq!((reach(&two, 1).to, reach(&two, 2).to), (Lsn(5 * SIZE), Lsn(4 * SIZE)));
         assert_eq!(reach(&two, 2).gap, None, "what timeline 1 did later is not on the way");
-        assert_eq!(two.leaves(span), [2]);
+        // But it is there, and nobody can tell which one is meant.
+        assert_eq!(two.leaves(span), [1, 2]);
+        let left = inventory(&[(1, 2, true), (1, 3, true), (2, 3, true)], &[(2, "1\t0/3000100\tx\n")]);
+        assert_eq!(left.leaves(span), [2]);
+        let later = BackupSpan { end: Lsn(3 * SIZE + 0x200), ..span };
+        let own = History::first(1);
+        assert_eq!((left.left_for(span, &own), left.left_for(later, &own)), (None, Some(2)));
     }
 
     #[test]

@@ -199,8 +199,9 @@ impl Pusher {
         }
         .with_times(&times);
         if !before.wholes().contains(&&raw) {
-            archive.store_piece(name, &piece, sealed).await?;
+            // First: what is in the archive already is not looked at again.
             super::points::store(&archive, name, &times, key.as_ref()).await?;
+            archive.store_piece(name, &piece, sealed).await?;
         }
         // Another writer may have stored another file meanwhile: whoever looks last sees both.
         let after = archive.stored(name).await?;

@@ -103,6 +103,14 @@ impl Receiver {
             return Ok(Begin { timeline: now, at: start, stored: start });
         };
         let begin = self.after(source, newest).await?;
+        if let Some(kept) = kept.filter(|kept| *kept > begin.stored) {
+            self.warn(format!(
+                "the slot begins at {kept}, and the archive ends at {}: what is in between is missing, and no backup from \
+                 before it can be recovered beyond; make a backup",
+                begin.stored
+            ));
+            return self.after(source, SegmentName::at(now, kept, source.segment_bytes)).await;
+        }
         let next = |at: Lsn| {
             let mut later = history.switches.iter().map(|s| s.timeline).chain([now]);
             let timeline = later.find(|timeline| *timeline > newest.timeline).unwrap_or(now);
@@ -275,8 +283,8 @@ impl Receiver {
                     .await;
             let (piece, sealed) =
                 sealed.unwrap_or_else(|e| Err(Error::internal("sealing WAL failed").caused_by(e)))?;
-            source.archive.store_piece(&name, &piece.with_times(&times), sealed).await?;
             points::store(&source.archive, &name, &times, key.as_ref()).await?;
+            source.archive.store_piece(&name, &piece.with_times(&times), sealed).await?;
             Ok(end)
         })
     }
