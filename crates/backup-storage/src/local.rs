@@ -206,7 +206,8 @@ impl Root {
     fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
         self.check()?;
         let entries = match std::fs::read_dir(self.folder(folder)?) {
-            Err(e) if absent(&e) => return Ok(Vec::new()),
+            // It may have been taken away this moment: a list must not say then that nothing is there.
+            Err(e) if absent(&e) => return self.check().map(|()| Vec::new()),
             other => other.map_err(failed("listing", folder))?,
         };
         let mut found = Vec::new();

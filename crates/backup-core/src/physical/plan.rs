@@ -212,3 +212,146 @@ impl Way {
         Err(Error::new(ErrorKind::Unsupported, what).with_hint(hint))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::{Map, json};
+
+    use super::*;
+    use crate::postgres::Lsn;
+    use crate::repository::{ClusterName, State, Tool};
+    use crate::wal::{Segment, SegmentName};
+
+    const SIZE: u64 = 16 << 20;
+
+    fn at(hour: i64) -> Timestamp {
+        Timestamp::from_second(1_795_000_000 + hour * 3600).unwrap()
+    }
+
+    /// A backup that ended in the middle of a segment, at an hour.
+    fn backup(system: u64, timeline: u32, segment: u64, hour: i64) -> BackupSummary {
+        let (start, end) = (Lsn(segment * SIZE + 40), Lsn(segment * SIZE + SIZE / 2));
+        let source = json!({
+            "system_identifier": system.to_string(), "timeline": timeline, "start_lsn": start, "end_lsn": end,
+            "wal_segment_bytes": SIZE, "end_time": at(hour).to_string(),
+        });
+        BackupSummary {
+            format: 1,
+            id: crate::repository::BackupId::new(at(hour), "physical", u128::from(segment)).unwrap(),
+            state: State::Committed,
+            cluster: ClusterName::default(),
+            kind: "physical".to_owned(),
+            started: at(hour),
+            finished: at(hour),
+            host: String::new(),
+            tool: Tool::this(),
+            compression: "zstd".to_owned(),
+            encryption: None,
+            parent: None,
+            label: None,
+            stored_bytes: 0,
+            warnings: 0,
+            source: source.as_object().cloned().unwrap(),
+            other: Map::new(),
+        }
+    }
+
+    /// Segments: timeline, number, hour of the last commit. Histories: timeline, text.
+    fn inventory(segments: &[(u32, u64, i64)], histories: &[(u32, &str)]) -> Inventory {
+        let segment = |hour| Segment {
+            complete: true,
+            contiguous: SIZE,
+            conflict: false,
+            first: None,
+            last: Some(at(hour)),
+            stored_bytes: 1,
+        };
+        Inventory {
+            system: 7,
+            segment_bytes: Some(SIZE),
+            segments: segments
+                .iter()
+                .map(|(t, n, hour)| (SegmentName::numbered(*t, *n, SIZE), segment(*hour)))
+                .collect::<BTreeMap<_, _>>(),
+            histories: histories.iter().map(|(t, text)| (*t, History::parse(*t, text).unwrap())).collect(),
+            ambiguous: BTreeSet::new(),
+            stored_bytes: 0,
+        }
+    }
+
+    fn plan(
+        backups: &[BackupSummary],
+        inventory: &Inventory,
+        target: Target,
+        timeline: Option<u32>,
+    ) -> Result<Plan> {
+        let recovery = Recovery { target, timeline, ..Recovery::default() };
+        Plan::make(backups, Some(&Archived { inventory, points: &[] }), &recovery)
+    }
+
+    #[test]
+    fn the_newest_backup_from_before_the_target_is_taken() {
+        let backups = [backup(7, 1, 2, 1), backup(7, 1, 5, 10)];
+        let wal = inventory(&[(1, 2, 1), (1, 3, 4), (1, 4, 8), (1, 5, 11), (1, 6, 12)], &[]);
+        let chosen = |target| plan(&backups, &wal, target, None).map(|plan| plan.backup.id);
+        assert_eq!(chosen(Target::Latest).unwrap(), backups[1].id);
+        assert_eq!(chosen(Target::Time(at(9))).unwrap(), backups[0].id);
+        assert_eq!(chosen(Target::Time(at(11))).unwrap(), backups[1].id);
+        assert_eq!(chosen(Target::Lsn(Lsn(4 * SIZE))).unwrap(), backups[0].id);
+        let kind = |target| chosen(target).unwrap_err().kind();
+        assert_eq!(kind(Target::Time(at(0))), ErrorKind::BackupNotFound);
+        // The server stops at the first commit, or the first record, behind the target.
+        assert_eq!(kind(Target::Time(at(12))), ErrorKind::Unsupported);
+        assert_eq!(kind(Target::Lsn(Lsn(7 * SIZE))), ErrorKind::Unsupported);
+        assert_eq!(kind(Target::Xid(700)), ErrorKind::Usage);
+        let gap = inventory(&[(1, 2, 1), (1, 3, 4), (1, 5, 11), (1, 6, 12)], &[]);
+        assert_eq!(
+            plan(&backups[..1], &gap, Target::Latest, None).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
+        assert!(plan(&backups[..1], &gap, Target::Time(at(3)), None).is_ok());
+    }
+
+    #[test]
+    fn a_branch_is_never_guessed() {
+        // At five o'clock the cluster was brought back to a place before the second backup, and went on.
+        let backups = [backup(7, 1, 2, 1), backup(7, 1, 5, 10)];
+        let text = "1\t0/4000000\tx\n";
+        let wal =
+            inventory(&[(1, 2, 1), (1, 3, 4), (1, 4, 8), (1, 5, 11), (2, 4, 14), (2, 5, 20)], &[(2, text)]);
+        let chosen =
+            |target, timeline| plan(&backups, &wal, target, timeline).map(|p| (p.backup.id, p.timeline));
+        for target in [Target::Latest, Target::Time(at(19)), Target::Time(at(3))] {
+            assert_eq!(chosen(target, None).unwrap_err().kind(), ErrorKind::Usage);
+        }
+        assert_eq!(chosen(Target::Latest, Some(2)).unwrap(), (backups[0].id.clone(), 2));
+        assert_eq!(chosen(Target::Time(at(19)), Some(2)).unwrap(), (backups[0].id.clone(), 2));
+        assert_eq!(chosen(Target::Latest, Some(1)).unwrap(), (backups[1].id.clone(), 1));
+        assert_eq!(chosen(Target::Immediate, None).unwrap(), (backups[1].id.clone(), 1));
+        // A backup of the new timeline ends the question.
+        let newer = [&backups[..], &[backup(7, 2, 5, 21)]].concat();
+        let found = plan(&newer, &wal, Target::Latest, None).unwrap();
+        assert_eq!((found.backup.id, found.timeline), (newer[2].id.clone(), 2));
+    }
+
+    #[test]
+    fn another_cluster_of_the_name_and_other_wal_are_no_reason_to_refuse() {
+        let backups = [backup(6, 1, 2, 1), backup(7, 1, 2, 10)];
+        let wal = inventory(&[(1, 2, 10)], &[]);
+        // Before the upgrade it was another one, whose backup must be named.
+        assert_eq!(
+            plan(&backups, &wal, Target::Time(at(5)), None).unwrap_err().kind(),
+            ErrorKind::BackupNotFound
+        );
+        let recovery = Recovery {
+            target: Target::Time(at(15)),
+            restore_command: Some("cp /elsewhere/%f %p".to_owned()),
+            ..Recovery::default()
+        };
+        assert_eq!(Plan::make(&backups, None, &recovery).unwrap().backup.id, backups[1].id);
+        let alone = Recovery { restore_command: None, ..recovery };
+        assert_eq!(Plan::make(&backups, None, &alone).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}

@@ -143,7 +143,8 @@ impl Archive {
                 format!("{} has another {timeline:08X}.history", self.cluster),
             )
             .with_hint(
-                "two servers began the same timeline: one of them must not archive here. Both histories are kept",
+                "two servers began the same timeline: one of them must not archive here. Both histories are kept, and \
+                 no server can be promoted with this archive until one is removed from the store",
             ));
         }
         Ok(created == Created::New)

@@ -1,7 +1,7 @@
 //! From the server's `pg_wal` into the archive: what `archive_command` asks for.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
@@ -215,6 +215,18 @@ impl Pusher {
                  own. Both files are kept; pgark wal resolve says which one counts",
             ));
         }
+        let received: Vec<Piece> =
+            after.pieces.into_iter().map(|(piece, _)| piece).filter(|p| !p.is_whole()).collect();
+        if !received.is_empty() && !agrees(path, received).await? {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("what was received of {name} has other bytes than this file"),
+            )
+            .with_hint(
+                "wal receive streams from another server than the one that archives: give one of them a cluster name \
+                 of its own. Both are kept, and the whole file is served",
+            ));
+        }
         Ok((Pushed::New, raw))
     }
 
@@ -278,6 +290,25 @@ fn digest(path: &Path) -> Result<ShortDigest> {
     let failed = |e| Error::io(format!("reading {}", path.display()), e);
     hasher.update_reader(opened(path)?).map_err(failed)?;
     Ok(hasher.finalize().into())
+}
+
+/// Whether a file has the bytes of pieces that were received of it.
+async fn agrees(path: &Path, pieces: Vec<Piece>) -> Result<bool> {
+    let path = path.to_owned();
+    let compared = tokio::task::spawn_blocking(move || {
+        let failed = |e| Error::io(format!("reading {}", path.display()), e);
+        let mut file = opened(&path)?;
+        for piece in pieces {
+            file.seek(SeekFrom::Start(piece.offset)).map_err(failed)?;
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(Read::by_ref(&mut file).take(piece.length)).map_err(failed)?;
+            if ShortDigest::from(hasher.finalize()) != piece.raw {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    });
+    compared.await.unwrap_or_else(|e| Err(Error::internal("reading WAL failed").caused_by(e)))
 }
 
 fn read_through(path: &Path, name: &WalName, level: i32, key: Option<&WalKey>) -> Result<Incoming> {
