@@ -9,7 +9,7 @@ mod support;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use host::{Host, one, until};
+use host::{Host, archived, one, until};
 use pgark::postgres::{TempServer, TempServerOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{server_with, sql};
@@ -189,4 +189,55 @@ async fn memory_does_not_grow_with_segments() {
     }
     // A segment of 64 MiB must not be in memory: 6 MiB are the noise of an allocator.
     assert!(peaks[1] < peaks[0] + 6 * 1024, "peaks in KiB: {peaks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_pushes_is_received_from_as_well() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    sql(&server, "postgres", "CREATE TABLE t (n int)").await;
+    archived(&server).await;
+    let receiving = Receiving::start(&host, &server);
+    until(&server, "SELECT count(*) FROM pg_stat_replication", "1").await;
+    for n in 0..3 {
+        sql(&server, "postgres", &format!("INSERT INTO t VALUES ({n})")).await;
+        caught_up(&server).await;
+        archived(&server).await;
+    }
+    caught_up(&server).await;
+    receiving.end();
+    assert_eq!(host.json(&["wal", "verify"])["good"], true);
+    let log = std::fs::read_to_string(host.path("receive.log")).unwrap();
+    assert!(!log.contains("missing"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_lost_leaves_a_gap_that_is_told() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = server_with(&TempServerOptions::default());
+    sql(&server, "postgres", "CREATE TABLE t (n int)").await;
+    let receiving = Receiving::start(&host, &server);
+    until(&server, "SELECT count(*) FROM pg_stat_replication", "1").await;
+    caught_up(&server).await;
+    receiving.end();
+    until(&server, "SELECT active FROM pg_replication_slots", "f").await;
+    sql(&server, "postgres", "SELECT pg_drop_replication_slot('pgark')").await;
+    for n in 0..4 {
+        sql(&server, "postgres", &format!("INSERT INTO t VALUES ({n})")).await;
+        sql(&server, "postgres", "SELECT pg_switch_wal()").await;
+        sql(&server, "postgres", "CHECKPOINT").await;
+    }
+    host.back_up(&server);
+    let receiving = Receiving::start(&host, &server);
+    until(&server, "SELECT count(*) FROM pg_stat_replication", "1").await;
+    sql(&server, "postgres", "INSERT INTO t VALUES (100); SELECT pg_switch_wal()").await;
+    caught_up(&server).await;
+    receiving.end();
+    let log = std::fs::read_to_string(host.path("receive.log")).unwrap();
+    assert!(log.contains("what is in between is missing"), "{log}");
+    // From the backup behind the gap everything can be recovered.
+    let recovered = host.recover(&server, "recovered", &[]).await;
+    assert_eq!(one(&recovered, "SELECT sum(n) FROM t").await, "106");
 }

@@ -103,13 +103,16 @@ impl Receiver {
             return Ok(Begin { timeline: now, at: start, stored: start });
         };
         let begin = self.after(source, newest).await?;
-        if let Some(kept) = kept.filter(|kept| *kept > begin.stored) {
+        let slot = kept.map(|kept| SegmentName::at(now, kept, source.segment_bytes));
+        if let (Some(kept), Some(slot)) = (kept, slot)
+            && slot.start(source.segment_bytes) > begin.stored
+        {
             self.warn(format!(
                 "the slot begins at {kept}, and the archive ends at {}: what is in between is missing, and no backup from \
                  before it can be recovered beyond; make a backup",
                 begin.stored
             ));
-            return self.after(source, SegmentName::at(now, kept, source.segment_bytes)).await;
+            return self.after(source, slot).await;
         }
         let next = |at: Lsn| {
             let mut later = history.switches.iter().map(|s| s.timeline).chain([now]);
