@@ -360,7 +360,7 @@ async fn what_keeps_a_backup_from_being_an_increment_is_said() {
     let second = home.increment(of(&server)).await;
 
     // Another host, or a lost state.
-    let state = home.folder.path().join(home.repository.id()).join("main");
+    let state = home.state().path("maps").parent().unwrap().to_owned();
     std::fs::rename(&state, home.folder.path().join("away")).unwrap();
     let third = home.became_full(of(&server), "this host has no block map").await;
     std::fs::remove_dir_all(&state).unwrap();

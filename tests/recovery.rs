@@ -70,7 +70,6 @@ async fn recovers(major: u32) {
     assert!(points.iter().any(|point| point.name == "good" && point.time <= moment), "{points:?}");
     let mut recovery = Recovery::default();
     recovery.target = Target::Time(moment);
-    recovery.restore_command = Some("cp /restored/wal/%f %p".to_owned());
     let archived = Archived { inventory: &inventory, points: &points };
     let backups = [backup.record.summary.clone()];
     let plan = Plan::make(&backups, Some(&archived), &recovery).unwrap();
@@ -81,6 +80,7 @@ async fn recovers(major: u32) {
         "no commit is later than the last one"
     );
     recovery.target = Target::Time(moment);
+    recovery.restore_command = Some("cp /restored/wal/%f %p".to_owned());
 
     backup.restore(DataDirectory::at(folder.path().join("data")).recovery(recovery)).await.unwrap();
     std::fs::create_dir(folder.path().join("wal")).unwrap();

@@ -187,8 +187,8 @@ async fn memory_does_not_grow_with_segments() {
         assert!(segments >= 1, "{listing}");
         assert_eq!(host.json(&["wal", "verify"])["good"], true);
     }
-    // A segment of 64 MiB must not be in memory: 6 MiB are the noise of an allocator.
-    assert!(peaks[1] < peaks[0] + 6 * 1024, "peaks in KiB: {peaks:?}");
+    // A segment of 64 MiB in memory would be 48 MiB more; half of that is more than allocators differ.
+    assert!(peaks[1] < peaks[0] + 24 * 1024, "peaks in KiB: {peaks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
