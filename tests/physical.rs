@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgark::physical::{BaseBackupDump, DataDirectory};
 use pgark::postgres::{TempServer, TempServerOptions};
 use pgark::{Backup, CancellationToken, ErrorKind};
-use support::physical::{as_owner, back_up, back_up_from};
+use support::physical::{as_owner, back_up, back_up_from, start_following};
 use support::{
     connect, conninfo, containers, fingerprint, left_out, memory_repository, recovered, sample, server,
     server_with, sql,
@@ -185,45 +185,16 @@ async fn restores_from_a_container(major: u32) {
     let container = containers::start(major).await;
     let session = connect(&container.url("postgres")).await;
     session.rows(&sample(5000)).await.unwrap();
-    // The image only lets replication in from its own host.
-    let line =
-        "COPY (SELECT 'host replication all all scram-sha-256') TO PROGRAM 'cat >> \"$PGDATA/pg_hba.conf\"'";
-    session.rows(line).await.unwrap();
-    session.rows("SELECT pg_reload_conf()").await.unwrap();
+    container.let_replication_in().await;
     let count = "SELECT count(*), sum(hashtextextended(p::text, 7)) FROM people p";
     let before = session.rows(count).await.unwrap();
     let backup = back_up_from(conninfo(&container.url("postgres"))).await;
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("data");
     backup.restore(DataDirectory::at(&target)).await.unwrap();
-    let script = format!(
-        "set -e; chown -R postgres /restored; bin=$(dirname $(find / -name pg_verifybackup -not -path '/proc/*' -path '*/{major}/*' | head -n 1)); \
-         $bin/pg_verifybackup --quiet --ignore=postgresql.auto.conf --ignore=recovery.signal --ignore=pg_wal --ignore=tablespace_map /restored/data >&2; \
-         su postgres -c \"$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start\" >&2 || {{ cat /tmp/log >&2; exit 1; }}; \
-         su postgres -c \"psql -h /tmp -XAtF' ' -c '{count}'\"; su postgres -c \"$bin/pg_ctl -D /restored/data -m fast -w stop\" >&2; rm -rf /restored/data"
-    );
-    let mount = format!("{}:/restored", folder.path().display());
-    let image = format!("postgres:{major}");
-    let output = Command::new("docker")
-        .args([
-            "run",
-            "--rm",
-            "--user",
-            "root",
-            "--entrypoint",
-            "bash",
-            "--volume",
-            &mount,
-            &image,
-            "-c",
-            &script,
-        ])
-        .output()
-        .unwrap();
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{words}");
+    let script = format!("verify; start; query '{count}'; stop");
     let wanted: Vec<String> = before[0].iter().map(|v| v.clone().unwrap()).collect();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), wanted.join(" "), "{words}");
+    assert_eq!(containers::beside_the_copy(major, folder.path(), &script), wanted.join(" "));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,12 +219,7 @@ async fn a_standby_is_backed_up_while_it_replays() {
     .await;
     let target = primary.folder().join("standby");
     back_up(&primary).await.restore(DataDirectory::at(&target)).await.unwrap();
-    // A replica is a copy that is told to follow.
-    std::fs::rename(target.join("recovery.signal"), target.join("standby.signal")).unwrap();
-    let settings = target.join("postgresql.auto.conf");
-    let follow = format!("primary_conninfo = '{}'\n", primary.url("replication"));
-    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &follow).unwrap();
-    let standby = primary.start_on(&target).unwrap();
+    let standby = start_following(&primary, &target);
     assert_eq!(sql(&standby, "postgres", "SELECT pg_is_in_recovery()").await, [[Some("t".to_owned())]]);
 
     let (go_on, work) = at_work(&primary);

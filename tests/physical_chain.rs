@@ -14,6 +14,7 @@ use pgark::postgres::{ConnInfo, Session, TempServer, TempServerOptions};
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
 use pgark::state::HostState;
 use pgark::{Backup, CancellationToken, ErrorKind, MemoryTransport, Repository, Restore, Result, Summary};
+use support::physical::start_following;
 use support::{
     connect, containers, fingerprint, keys, left_out, memory_repository, recovered, sample, server,
     server_with,
@@ -591,11 +592,7 @@ async fn an_idle_standby_makes_increments() {
     let copy = home.full(of(&primary)).await;
     let target = primary.folder().join("standby");
     home.restore(&copy, DataDirectory::at(&target)).await.unwrap();
-    std::fs::rename(target.join("recovery.signal"), target.join("standby.signal")).unwrap();
-    let settings = target.join("postgresql.auto.conf");
-    let follow = format!("primary_conninfo = '{}'\n", primary.url("replication"));
-    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &follow).unwrap();
-    let standby = primary.start_on(&target).unwrap();
+    let standby = start_following(&primary, &target);
 
     // Nothing happened in between, so that the second begins where the first one did.
     let first = home.increment(of(&standby)).await;
@@ -628,9 +625,8 @@ async fn a_chain_of_18_comes_back() {
     let container = containers::start(18).await;
     let session = connect(&container.url("postgres")).await;
     session.rows(&sample(3000)).await.unwrap();
-    let line =
-        "COPY (SELECT 'host replication all all scram-sha-256') TO PROGRAM 'cat >> \"$PGDATA/pg_hba.conf\"'";
-    all(&session, &[line, "SELECT pg_reload_conf()", "VACUUM people"]).await;
+    container.let_replication_in().await;
+    all(&session, &["VACUUM people"]).await;
     let connection = || support::conninfo(&container.url("postgres"));
     let home = Home::new().await;
     home.full(connection()).await;
@@ -651,31 +647,7 @@ async fn a_chain_of_18_comes_back() {
     let before = session.rows(count).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     home.restore(&last, DataDirectory::at(folder.path().join("data"))).await.unwrap();
-    let script = format!(
-        "set -e; chown -R postgres /restored; bin=$(dirname $(find / -name pg_verifybackup -not -path '/proc/*' -path '*/18/*' | head -n 1)); \
-         $bin/pg_verifybackup --quiet --ignore=postgresql.auto.conf --ignore=recovery.signal --ignore=pg_wal --ignore=tablespace_map /restored/data >&2; \
-         su postgres -c \"$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start\" >&2 || {{ cat /tmp/log >&2; exit 1; }}; \
-         for n in $(seq 600); do [ $(su postgres -c \"psql -h /tmp -XAtc 'SELECT pg_is_in_recovery()'\") = f ] && break; sleep 0.1; done; \
-         su postgres -c \"psql -h /tmp -XAtF' ' -c '{count}'\"; su postgres -c \"$bin/pg_amcheck -h /tmp --all --install-missing --heapallindexed\" >&2; \
-         su postgres -c \"$bin/pg_ctl -D /restored/data -m fast -w stop\" >&2; rm -rf /restored/data"
-    );
-    let mount = format!("{}:/restored", folder.path().display());
-    let args = [
-        "run",
-        "--rm",
-        "--user",
-        "root",
-        "--entrypoint",
-        "bash",
-        "--volume",
-        &mount,
-        "postgres:18",
-        "-c",
-        &script,
-    ];
-    let output = Command::new("docker").args(args).output().unwrap();
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{words}");
+    let script = format!("verify; start; query '{count}'; check; stop");
     let wanted: Vec<String> = before[0].iter().map(|v| v.clone().unwrap()).collect();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), wanted.join(" "), "{words}");
+    assert_eq!(containers::beside_the_copy(18, folder.path(), &script), wanted.join(" "));
 }

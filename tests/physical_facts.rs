@@ -13,7 +13,7 @@ use std::time::Duration;
 use pgark::physical::{BaseBackupDump, DataDirectory};
 use pgark::postgres::{TempServer, TempServerOptions};
 use pgark::{Backup, CancellationToken};
-use support::physical::{as_owner, back_up};
+use support::physical::{back_up, server_with_checksums, start_following};
 use support::{memory_repository, sample, server, server_with, sql};
 
 /// What a backup of a small server may take at most, on a machine that does other things as well.
@@ -29,10 +29,7 @@ async fn file_of(server: &TempServer, table: &str) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_pages_are_in_the_backup_and_said_to_be() {
-    let server = server();
-    server.stop("fast").unwrap();
-    as_owner(&server, "pg_checksums", &["--enable", "-D", &server.data().display().to_string()]);
-    server.start_again().unwrap();
+    let server = server_with_checksums();
     sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 10000) n").await;
     sql(&server, "postgres", "CHECKPOINT").await;
     let sound = back_up(&server).await;
@@ -188,11 +185,7 @@ async fn a_standby_that_is_promoted_fails_the_backup() {
     sql(&primary, "postgres", &sample(1000)).await;
     let target = primary.folder().join("standby");
     back_up(&primary).await.restore(DataDirectory::at(&target)).await.unwrap();
-    std::fs::rename(target.join("recovery.signal"), target.join("standby.signal")).unwrap();
-    let settings = target.join("postgresql.auto.conf");
-    let follow = format!("primary_conninfo = '{}'\n", primary.url("replication"));
-    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &follow).unwrap();
-    let standby = primary.start_on(&target).unwrap();
+    let standby = start_following(&primary, &target);
 
     let (repository, memory) = memory_repository().await;
     // Slow enough to be promoted in the middle.

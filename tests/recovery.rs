@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,18 +18,13 @@ use support::{connect, conninfo, containers, left_out};
 
 /// A table is dropped by mistake; the recovered cluster has it.
 async fn recovers(major: u32) {
-    if left_out("containers") {
+    if left_out("docker") {
         return;
     }
     let container = containers::start(major).await;
     let session = connect(&container.url("postgres")).await;
-    // The image only lets replication in from its own host.
-    let line =
-        "COPY (SELECT 'host replication all all scram-sha-256') TO PROGRAM 'cat >> \"$PGDATA/pg_hba.conf\"'";
-    for sql in [line, "SELECT pg_reload_conf()", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n"]
-    {
-        session.rows(sql).await.unwrap();
-    }
+    container.let_replication_in().await;
+    session.rows("CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await.unwrap();
     let backup = back_up_from(conninfo(&container.url("postgres"))).await;
     let (cluster, cancel) = (ClusterName::default(), CancellationToken::new());
 
@@ -89,33 +83,8 @@ async fn recovers(major: u32) {
         let to = folder.path().join("wal").join(name.to_string());
         assert!(fetcher.fetch(WalName::Segment(*name), &to).await.unwrap());
     }
-    let script = format!(
-        "set -e; chown -R postgres /restored; bin=$(dirname $(find / -name pg_ctl -not -path '/proc/*' -path '*/{major}/*' | head -n 1)); \
-         su postgres -c \"$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start\" >&2 || {{ cat /tmp/log >&2; exit 1; }}; \
-         until [ \"$(su postgres -c \"psql -h /tmp -XAtc 'SELECT pg_is_in_recovery()'\")\" = f ]; do sleep 0.1; done; \
-         su postgres -c \"psql -h /tmp -XAtc 'SELECT count(*) FROM t'\"; su postgres -c \"$bin/pg_ctl -D /restored/data -m fast -w stop\" >&2; \
-         rm -rf /restored/data /restored/wal"
-    );
-    let (mount, image) = (format!("{}:/restored", folder.path().display()), format!("postgres:{major}"));
-    let output = Command::new("docker")
-        .args([
-            "run",
-            "--rm",
-            "--user",
-            "root",
-            "--entrypoint",
-            "bash",
-            "--volume",
-            &mount,
-            &image,
-            "-c",
-            &script,
-        ])
-        .output()
-        .unwrap();
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{words}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1500", "{words}");
+    let script = "start; query 'SELECT count(*) FROM t'; stop";
+    assert_eq!(containers::beside_the_copy(major, folder.path(), script), "1500");
 }
 
 #[tokio::test(flavor = "multi_thread")]

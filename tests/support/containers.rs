@@ -34,6 +34,47 @@ impl PgContainer {
     pub fn url(&self, database: &str) -> String {
         format!("postgresql://postgres:s3cret@{}:{}/{database}", self.host, self.port)
     }
+
+    /// The image lets replication in from its own host alone; this lets it in from everywhere.
+    pub async fn let_replication_in(&self) {
+        let session = super::connect(&self.url("postgres")).await;
+        let line = "COPY (SELECT 'host replication all all scram-sha-256') TO PROGRAM 'cat >> \"$PGDATA/pg_hba.conf\"'";
+        session.rows(line).await.unwrap();
+        session.rows("SELECT pg_reload_conf()").await.unwrap();
+    }
+}
+
+/// What a script may say about the copy in `/restored/data`; `$bin` holds the server's programs.
+const WORDS: &str = r#"
+verify() {
+    $bin/pg_verifybackup --quiet --ignore=postgresql.auto.conf --ignore=recovery.signal --ignore=pg_wal \
+        --ignore=tablespace_map /restored/data >&2
+}
+query() { su postgres -c "psql -h /tmp -XAtF' ' -c '$1'"; }
+start() {
+    su postgres -c "$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start" >&2 || { cat /tmp/log >&2; exit 1; }
+    until [ "$(query 'SELECT pg_is_in_recovery()')" = f ]; do sleep 0.1; done
+}
+check() { su postgres -c "$bin/pg_amcheck -h /tmp --all --install-missing --heapallindexed" >&2; }
+stop() { su postgres -c "$bin/pg_ctl -D /restored/data -m fast -w stop" >&2; }
+"#;
+
+/// Runs a script beside the copy in `folder`/data in a container of this version, and gives what it printed. The
+/// folder's contents are gone afterwards: they belong to a user of the container's.
+pub fn beside_the_copy(major: u32, folder: &Path, script: &str) -> String {
+    let script = format!(
+        "set -e; trap 'rm -rf /restored/*' EXIT; chown -R postgres /restored
+         bin=$(dirname $(find / -name pg_verifybackup -not -path '/proc/*' -path '*/{major}/*' | head -n 1))\n{WORDS}\n{script}"
+    );
+    let output = Command::new("docker")
+        .args(["run", "--rm", "--user", "root", "--entrypoint", "bash"])
+        .args(["--volume", &format!("{}:/restored", folder.display())])
+        .args([&format!("postgres:{major}"), "-c", &script])
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// Folder with the client tools of a version: taken out of its image, with the libraries that they need, and

@@ -1,5 +1,6 @@
 //! Physical backups of throwaway servers.
 
+use std::path::Path;
 use std::process::Command;
 
 use pgark::physical::{BaseBackupDump, DataDirectory};
@@ -64,4 +65,22 @@ pub fn as_owner(server: &TempServer, program: &str, args: &[&str]) {
     let out = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
     let status = command.args(args).current_dir("/").stdout(out()).stderr(out()).status().unwrap();
     assert!(status.success(), "{program}: {}", std::fs::read_to_string(&log).unwrap());
+}
+
+/// A server with data checksums on.
+pub fn server_with_checksums() -> TempServer {
+    let server = super::server();
+    server.stop("fast").unwrap();
+    as_owner(&server, "pg_checksums", &["--enable", "-D", &server.data().display().to_string()]);
+    server.start_again().unwrap();
+    server
+}
+
+/// Starts a restored copy as a standby of the server: a replica is a copy that is told to follow.
+pub fn start_following(primary: &TempServer, copy: &Path) -> TempServer {
+    std::fs::rename(copy.join("recovery.signal"), copy.join("standby.signal")).unwrap();
+    let settings = copy.join("postgresql.auto.conf");
+    let follow = format!("primary_conninfo = '{}'\n", primary.url("replication"));
+    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &follow).unwrap();
+    primary.start_on(copy).unwrap()
 }

@@ -12,15 +12,12 @@ use std::path::Path;
 use cli::Pgark;
 use pgark::ErrorKind;
 use rustix::process::{Pid, Signal, kill_process};
-use support::physical::as_owner;
+use support::physical::server_with_checksums;
 use support::{connect, fingerprint, sample, server, sql};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_pages_are_shown() {
-    let server = server();
-    server.stop("fast").unwrap();
-    as_owner(&server, "pg_checksums", &["--enable", "-D", &server.data().display().to_string()]);
-    server.start_again().unwrap();
+    let server = server_with_checksums();
     sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 10000) n").await;
     sql(&server, "postgres", "CHECKPOINT").await;
     let pgark = Pgark::new();

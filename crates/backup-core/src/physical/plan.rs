@@ -215,14 +215,11 @@ impl Way {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
     use serde_json::{Map, json};
 
     use super::*;
     use crate::postgres::Lsn;
     use crate::repository::{ClusterName, State, Tool};
-    use crate::wal::{Segment, SegmentName};
 
     const SIZE: u64 = 16 << 20;
 
@@ -260,25 +257,8 @@ mod tests {
 
     /// Segments: timeline, number, hour of the last commit. Histories: timeline, text.
     fn inventory(segments: &[(u32, u64, i64)], histories: &[(u32, &str)]) -> Inventory {
-        let segment = |hour| Segment {
-            complete: true,
-            contiguous: SIZE,
-            conflict: false,
-            first: None,
-            last: Some(at(hour)),
-            stored_bytes: 1,
-        };
-        Inventory {
-            system: 7,
-            segment_bytes: Some(SIZE),
-            segments: segments
-                .iter()
-                .map(|(t, n, hour)| (SegmentName::numbered(*t, *n, SIZE), segment(*hour)))
-                .collect::<BTreeMap<_, _>>(),
-            histories: histories.iter().map(|(t, text)| (*t, History::parse(*t, text).unwrap())).collect(),
-            ambiguous: BTreeSet::new(),
-            stored_bytes: 0,
-        }
+        let segments: Vec<_> = segments.iter().map(|(t, n, hour)| (*t, *n, true, Some(at(*hour)))).collect();
+        Inventory::sample(&segments, histories)
     }
 
     fn plan(

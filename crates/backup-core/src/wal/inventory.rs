@@ -260,31 +260,47 @@ impl Inventory {
 }
 
 #[cfg(test)]
+impl Inventory {
+    /// What tests say of an archive of 16 MiB segments: timeline and number of each segment, whether it is whole, the
+    /// time of its last commit; timeline and text of each history.
+    pub(crate) fn sample(
+        segments: &[(u32, u64, bool, Option<jiff::Timestamp>)],
+        histories: &[(u32, &str)],
+    ) -> Self {
+        let size = 16 << 20;
+        let segment = |complete, last| Segment {
+            complete,
+            contiguous: if complete { size } else { 4096 },
+            conflict: false,
+            first: None,
+            last,
+            stored_bytes: 1,
+        };
+        Self {
+            system: 7,
+            segment_bytes: Some(size),
+            segments: segments
+                .iter()
+                .map(|(t, n, complete, last)| {
+                    (SegmentName::numbered(*t, *n, size), segment(*complete, *last))
+                })
+                .collect(),
+            histories: histories.iter().map(|(t, text)| (*t, History::parse(*t, text).unwrap())).collect(),
+            ambiguous: BTreeSet::new(),
+            stored_bytes: 0,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     const SIZE: u64 = 16 << 20;
 
     fn inventory(segments: &[(u32, u64, bool)], histories: &[(u32, &str)]) -> Inventory {
-        let segment = |complete| Segment {
-            complete,
-            contiguous: if complete { SIZE } else { 4096 },
-            conflict: false,
-            first: None,
-            last: None,
-            stored_bytes: 1,
-        };
-        Inventory {
-            system: 7,
-            segment_bytes: Some(SIZE),
-            segments: segments
-                .iter()
-                .map(|(t, n, complete)| (SegmentName::numbered(*t, *n, SIZE), segment(*complete)))
-                .collect(),
-            histories: histories.iter().map(|(t, text)| (*t, History::parse(*t, text).unwrap())).collect(),
-            ambiguous: BTreeSet::new(),
-            stored_bytes: 0,
-        }
+        let segments: Vec<_> = segments.iter().map(|(t, n, complete)| (*t, *n, *complete, None)).collect();
+        Inventory::sample(&segments, histories)
     }
 
     fn span(start: u64, end: u64) -> BackupSpan {
