@@ -52,6 +52,8 @@ pub struct ClusterOptions {
     pub spread_checkpoint: bool,
     /// Stores only what differs from an earlier backup.
     pub increment: Option<IncrementOf>,
+    /// Has the server find out what differs, where its version can be relied on. Only with an increment.
+    pub server_summaries: bool,
 }
 
 /// What an increment builds on.
@@ -132,6 +134,11 @@ impl Settings {
         };
         let catalog = Catalog::load(repository, cluster).await?;
         let parent = Parent::choose(&catalog, &state, from)?;
+        let dumper = if options.server_summaries {
+            dumper.from_summaries(Parent::choose_for_summaries(&catalog, &state, from)?)
+        } else {
+            dumper
+        };
         Ok(dumper.state(state).increment_of(parent))
     }
 

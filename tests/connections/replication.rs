@@ -84,7 +84,7 @@ async fn the_right_to_replicate_is_asked_for() {
 }
 
 /// Unpacks a base backup with `tar`, as it comes.
-async fn unpack(replication: &mut Replication, into: &Path) -> (WalPosition, BaseBackupEnd) {
+async fn unpack(replication: Replication, into: &Path) -> (WalPosition, BaseBackupEnd, Replication) {
     let mut options = BaseBackupOptions::default();
     "it's a test".clone_into(&mut options.label);
     options.fast_checkpoint = true;
@@ -111,11 +111,11 @@ async fn unpack(replication: &mut Replication, into: &Path) -> (WalPosition, Bas
             }
         }
     }
-    let end = backup.finish().await.unwrap();
+    let (end, replication) = backup.finish().await.unwrap();
     assert!(tar.unwrap().wait_with_output().unwrap().status.success());
     std::fs::write(into.join("backup_manifest"), manifest.unwrap()).unwrap();
     assert!(sent > 1_000_000);
-    (start, end)
+    (start, end, replication)
 }
 
 /// WAL from the beginning of a segment to a position, as one piece.
@@ -149,12 +149,11 @@ async fn a_base_backup_and_its_wal_are_whole() {
     )
     .await;
     let session = connect(&server.url("postgres")).await;
-    let (mut commands, mut files) =
-        (session.replication().await.unwrap(), session.replication().await.unwrap());
+    let (mut commands, files) = (session.replication().await.unwrap(), session.replication().await.unwrap());
     let folder = tempfile::tempdir().unwrap();
     commands.create_slot("pgark_test", true).await.unwrap();
     let kept_from = commands.slot_position("pgark_test").await.unwrap().unwrap();
-    let (start, end) = unpack(&mut files, folder.path()).await;
+    let (start, end, mut files) = unpack(files, folder.path()).await;
     assert!(
         kept_from <= start.lsn && start.lsn < end.end.lsn && start.timeline == 1,
         "{kept_from} {start:?} {end:?}"

@@ -11,6 +11,7 @@
 )]
 
 pub mod bytes;
+pub mod chain;
 pub mod containers;
 pub mod counting;
 pub mod physical;

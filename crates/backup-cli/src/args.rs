@@ -109,6 +109,10 @@ pub(crate) struct BackupArgs {
     /// [default: the newest physical one that this host has the block map of]
     #[arg(long, value_name = "BACKUP", requires = "incremental")]
     pub(crate) from: Option<String>,
+    /// Has the server find out what differs, from its WAL summaries (17.11, 18.6 or later); where that cannot be,
+    /// pgark compares contents
+    #[arg(long, requires = "incremental")]
+    pub(crate) server_summaries: bool,
     /// Limits what the server sends, in KiB a second (32 to 1048576)
     #[arg(long, value_name = "KIB", requires = "files", value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
     pub(crate) max_rate: Option<u32>,
@@ -374,6 +378,7 @@ impl BackupArgs {
         let mut options = ClusterOptions::default();
         options.max_rate = self.max_rate;
         options.spread_checkpoint = self.spread_checkpoint;
+        options.server_summaries = self.server_summaries;
         options.increment = self.incremental.then(|| match &self.from {
             Some(backup) => IncrementOf::Backup(backup.clone()),
             None => IncrementOf::Newest,

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
+use serde_json::{Map, Value};
 
+use super::check::Pages;
 use super::configuration::CONFIG;
+use super::dump::block_bytes;
 use super::overlay::{Ground, apply_list};
 use super::restore::{Place, unpack};
-use super::{LIST, MANIFEST, WAL, check};
+use super::{INCREMENTAL, LIST, MANIFEST, WAL, check};
 use crate::dumper::{Ctx, PartSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -59,11 +62,28 @@ pub(super) async fn unpack_chain(
         ctx.observer
             .event(&Event::Step { what: "comparing the files with the server's manifest".to_owned() });
         let (base, jobs, cancel) = (place.base.clone(), ctx.jobs, ctx.cancel.clone());
-        tokio::task::spawn_blocking(move || check::check_restored(&base, jobs, &cancel))
+        let pages = pages(parts.facts())?;
+        if pages.is_none() && parts.parts().iter().any(|part| part.spec.kind == INCREMENTAL) {
+            let message = "what the server's increment made of relations could not be checked: the cluster has no data checksums";
+            ctx.observer.event(&Event::Warning { message: message.to_owned() });
+        }
+        tokio::task::spawn_blocking(move || check::check_restored(&base, pages, jobs, &cancel))
             .await
             .map_err(|e| Error::internal("checking a restore failed").caused_by(e))??;
     }
     Ok(())
+}
+
+/// What is known of the pages of a backup; nothing where they have no checksums.
+fn pages(facts: &Map<String, Value>) -> Result<Option<Pages>> {
+    if facts.get("data_checksums").and_then(Value::as_str) != Some("on") {
+        return Ok(None);
+    }
+    let bytes = block_bytes(facts)?;
+    let segment = facts.get("relation_segment_bytes").and_then(Value::as_u64).unwrap_or(1 << 30);
+    let segment = u32::try_from(segment / u64::from(bytes)).unwrap_or(u32::MAX);
+    let start = facts.get("start_lsn").and_then(Value::as_str).and_then(|lsn| lsn.parse().ok());
+    Ok(start.map(|start| Pages { bytes, segment, start }))
 }
 
 /// Unpacks the parts of one backup. Of those that others build on only the files are of use.

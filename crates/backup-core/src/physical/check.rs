@@ -1,7 +1,9 @@
-//! Compares a restored chain with the server's own list of the files that it sent: length and CRC-32C of each.
+//! Compares a restored chain with the server's own list of the files that it sent: length and CRC-32C of each. Of a
+//! file that the server sent as an increment it has no checksum; there the pages' own are compared, where they have one.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -10,9 +12,12 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use tokio_util::sync::CancellationToken;
 
+use super::increment::{bytes_of_hex, made_path};
+use super::relation::relation_file;
 use super::restore::{LEFT_OUT, below};
 use super::{BASE, overlay};
 use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Lsn, Page};
 
 /// Read at a time.
 const BUFFER: usize = 256 * 1024;
@@ -33,11 +38,28 @@ struct Listed {
     checksum: Option<String>,
 }
 
-/// Reads every file that the `backup_manifest` in a restored data directory lists. It blocks.
+/// What is known of pages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pages {
+    /// Their length.
+    pub(super) bytes: u32,
+    /// How many a segment of a relation has.
+    pub(super) segment: u32,
+    /// Where the backup begins: what was written later may be torn, and is made whole by the WAL.
+    pub(super) start: Lsn,
+}
+
+/// Reads every file that the `backup_manifest` in a restored data directory lists. It blocks. Without `pages` the
+/// results of increments that the server made are not looked at.
 ///
 /// # Errors
 /// [`Integrity`](ErrorKind::Integrity), naming the file.
-pub(super) fn check_restored(base: &Path, threads: usize, cancel: &CancellationToken) -> Result<()> {
+pub(super) fn check_restored(
+    base: &Path,
+    pages: Option<Pages>,
+    threads: usize,
+    cancel: &CancellationToken,
+) -> Result<()> {
     let manifest = base.join("backup_manifest");
     let file = File::open(&manifest).map_err(|e| Error::io(format!("opening {}", manifest.display()), e))?;
     let (files, queue) = sync_channel::<Listed>(64);
@@ -47,7 +69,7 @@ pub(super) fn check_restored(base: &Path, threads: usize, cancel: &CancellationT
     let parsed = std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                if let Err(error) = check_queued(base, &queue, &stop) {
+                if let Err(error) = check_queued(base, pages, &queue, &stop) {
                     failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                     stop.cancel();
                 }
@@ -69,14 +91,19 @@ pub(super) fn check_restored(base: &Path, threads: usize, cancel: &CancellationT
 }
 
 /// After a failure the queue is still emptied, so that its writer does not wait.
-fn check_queued(base: &Path, queue: &Mutex<Receiver<Listed>>, stop: &CancellationToken) -> Result<()> {
+fn check_queued(
+    base: &Path,
+    pages: Option<Pages>,
+    queue: &Mutex<Receiver<Listed>>,
+    stop: &CancellationToken,
+) -> Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut result = Ok(());
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match next {
             Ok(listed) if result.is_ok() && !stop.is_cancelled() => {
-                result = check_file(base, &listed, &mut buffer, stop);
+                result = check_file(base, &listed, pages, &mut buffer, stop);
                 if result.is_err() {
                     stop.cancel();
                 }
@@ -87,22 +114,27 @@ fn check_queued(base: &Path, queue: &Mutex<Receiver<Listed>>, stop: &Cancellatio
     }
 }
 
-fn check_file(base: &Path, listed: &Listed, buffer: &mut [u8], stop: &CancellationToken) -> Result<()> {
+fn check_file(
+    base: &Path,
+    listed: &Listed,
+    pages: Option<Pages>,
+    buffer: &mut [u8],
+    stop: &CancellationToken,
+) -> Result<()> {
     let path = match (&listed.path, &listed.encoded) {
         (Some(path), _) => below(path.as_bytes())?,
         (None, Some(hex)) => below(&bytes_of_hex(hex).unwrap_or_default())?,
         (None, None) => PathBuf::new(),
     };
+    if let Some(made) = made_path(path.as_os_str().as_bytes()) {
+        let Some(pages) = pages else { return Ok(()) };
+        return check_pages(base, &below(&made)?, pages, buffer, stop);
+    }
     if LEFT_OUT.iter().any(|left_out| path == Path::new(left_out)) {
         return Ok(());
     }
     let path = base.join(overlay::on_disk(BASE, path));
-    let wrong = |why: String| {
-        let message = format!("{} is not what the server sent: {why}", path.display());
-        Err(Error::new(ErrorKind::Integrity, message).with_hint(
-            "restore an older backup, or a full one, and report this: the increments of this chain do not make its last backup",
-        ))
-    };
+    let wrong = |why: String| Err(differs(&path, &why));
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return wrong("it is not there".to_owned()),
@@ -134,9 +166,48 @@ fn check_file(base: &Path, listed: &Listed, buffer: &mut [u8], stop: &Cancellati
     Ok(())
 }
 
-fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+fn differs(path: &Path, why: &str) -> Error {
+    let message = format!("{} is not what the server sent: {why}", path.display());
+    Error::new(ErrorKind::Integrity, message).with_hint(
+        "restore an older backup, or a full one, and report this: the increments of this chain do not make its last backup",
+    )
+}
+
+/// Compares the pages of a relation's file with their checksums.
+fn check_pages(
+    base: &Path,
+    path: &Path,
+    pages: Pages,
+    buffer: &mut [u8],
+    stop: &CancellationToken,
+) -> Result<()> {
+    let Some(file) = relation_file(BASE, path.as_os_str().as_bytes()) else { return Ok(()) };
+    let path = base.join(path);
+    let reading = |e| Error::io(format!("reading {}", path.display()), e);
+    let mut input = File::open(&path).map_err(reading)?;
+    let mut number = file.segment * pages.segment;
+    let page_bytes = pages.bytes as usize;
+    let whole = buffer.len() / page_bytes * page_bytes;
+    loop {
+        let mut filled = 0;
+        while filled < whole {
+            match input.read(&mut buffer[filled..whole]).map_err(reading)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        if filled == 0 || stop.is_cancelled() {
+            return Ok(());
+        }
+        for block in buffer[..filled].chunks(page_bytes) {
+            let sound = Page::of(block)
+                .is_some_and(|p| p.is_new() || p.lsn() >= pages.start || p.has_its_checksum(number));
+            if !sound {
+                return Err(differs(&path, &format!("page {number} does not have its checksum")));
+            }
+            number += 1;
+        }
+    }
 }
 
 /// Reads the manifest file by file: with 100,000 of them it is 20 MB.
@@ -212,7 +283,7 @@ mod tests {
             std::fs::write(folder.path().join(name), contents).unwrap();
         }
         std::fs::write(folder.path().join("backup_manifest"), manifest).unwrap();
-        check_restored(folder.path(), 2, &CancellationToken::new())
+        check_restored(folder.path(), None, 2, &CancellationToken::new())
     }
 
     #[test]

@@ -7,22 +7,27 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::configuration::{self, Saved};
-use super::increment::{Comparer, Intake, Parent, Plan, Taken};
+use super::increment::{
+    Coming, Copied, Intake, ManifestCopy, Manifests, Parent, Plan, Taken, begin_from_summaries,
+};
 use super::{BASE, KIND, MANIFEST, wal};
-use crate::dumper::{Ctx, Dumped, Dumper, PartSink, PartSpec};
+use crate::dumper::{AfterCommit, Ctx, Dumped, Dumper, PartSink, PartSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::postgres::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, ConnInfo, Item, Lsn, Replication, Session, WalPosition,
 };
 use crate::repository::{BackupId, BackupSummary};
-use crate::state::{HostState, StateFile};
+use crate::state::HostState;
 use crate::wal::BackupSpan;
 
 /// What a block map takes at most, for 100,000 files: batches of the stream on their way.
 const MAP_BYTES: usize = 4 << 20;
 /// What an increment takes beside: the index of the parent's map, the list of files, and two windows.
 const INCREMENT_BYTES: usize = 20 << 20;
+
+/// The first major version that makes increments itself.
+const OLDEST_WITH_SUMMARIES: u32 = 17;
 
 const UNKNOWN_CONFIGURATION: &str = "the configuration files are outside the data directory, and not in the \
     backup: the role may not know where they are (pg_read_all_settings)";
@@ -35,6 +40,7 @@ pub struct BaseBackupDump {
     options: BaseBackupOptions,
     state: Option<HostState>,
     parent: Option<Parent>,
+    summaries: Option<Parent>,
 }
 
 /// What [`BaseBackupDump::preview`] found.
@@ -90,7 +96,7 @@ impl BaseBackupDump {
         let mut options = BaseBackupOptions::default();
         "pgark".clone_into(&mut options.label);
         options.fast_checkpoint = true;
-        Self { connection, options, state: None, parent: None }
+        Self { connection, options, state: None, parent: None, summaries: None }
     }
 
     /// Whether the checkpoint at the beginning is spread, as `checkpoint_completion_target` says, and not done at once.
@@ -120,6 +126,15 @@ impl BaseBackupDump {
     #[must_use]
     pub fn increment_of(mut self, parent: Parent) -> Self {
         self.parent = Some(parent);
+        self
+    }
+
+    /// Has the server find out what changed since a parent, from its WAL summaries: less is read and sent than where
+    /// contents are compared. [`state`](Self::state) has the parent's manifest. Where it is not to be had, because of the
+    /// version (17.11, 18.6 or later) for example, a warning says why, and [`increment_of`](Self::increment_of) says what is done.
+    #[must_use]
+    pub fn from_summaries(mut self, parent: Parent) -> Self {
+        self.summaries = Some(parent);
         self
     }
 
@@ -201,14 +216,15 @@ impl Dumper for BaseBackupDump {
     }
 
     fn parent(&self) -> Option<BackupId> {
-        match &self.parent {
-            Some(Parent::Backup(parent)) => Some(parent.id.clone()),
-            _ => None,
-        }
+        [&self.summaries, &self.parent].into_iter().flatten().find_map(|parent| match parent {
+            Parent::Backup(parent) => Some(parent.id.clone()),
+            Parent::None(_) => None,
+        })
     }
 
     fn working_bytes(&self) -> usize {
-        MAP_BYTES + if self.parent.is_some() { INCREMENT_BYTES } else { 0 }
+        let increment = self.parent.is_some() || self.summaries.is_some();
+        MAP_BYTES + if increment { INCREMENT_BYTES } else { 0 }
     }
 
     async fn dump(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
@@ -223,19 +239,16 @@ impl Dumper for BaseBackupDump {
 
 impl BaseBackupDump {
     async fn dump_all(&self, parts: Arc<dyn PartSink>, ctx: &Ctx) -> Result<Dumped> {
-        let Source { mut facts, timeline, segment_bytes, mut configuration, mut log, mut files, session } =
+        let Source { mut facts, timeline, segment_bytes, mut configuration, mut log, files, session } =
             self.connect().await?;
         configuration.store(&parts).await?;
         // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
         log.create_slot(&slot, true).await?;
-        let mut plan = Plan::make(self.state.as_ref(), self.parent.as_ref(), &facts, ctx).await?;
-        // On the connection without the slot: an error would end that.
-        let history = plan.history(timeline, &mut files).await;
-        let backup = files.base_backup(&self.options).await?;
+        let Begun { backup, coming, plan } = self.begin(&session, files, timeline, &facts, ctx).await?;
         let start = backup.start;
-        let comparer = plan.take_comparer(start, history);
-        if !comparer.as_ref().is_some_and(Comparer::is_increment) {
+        if matches!(&coming, Coming::Everything(comparer) if !comparer.as_ref().is_some_and(|comparer| comparer.is_increment()))
+        {
             let kib: u64 = backup.tablespaces.iter().map(|t| t.kib).sum();
             ctx.observer.event(&Event::Expected { raw_bytes: kib * 1024 });
         }
@@ -251,11 +264,12 @@ impl BaseBackupDump {
         let (say_end, end) = watch::channel(None);
         let wal = wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts));
         let files = async {
-            let stored = store_files(backup, &parts, comparer).await?;
-            say_end.send_replace(Some(stored.0.end.lsn));
+            let stored = store_files(backup, &parts, coming, self.copy_of_manifest(&facts, ctx)).await?;
+            say_end.send_replace(Some(stored.end.end.lsn));
             Ok(stored)
         };
-        let ((end, Taken { made, has_configuration }), ()) = tokio::try_join!(files, wal)?;
+        let (stored, ()) = tokio::try_join!(files, wal)?;
+        let StoredFiles { end, taken: Taken { made, has_configuration }, manifest } = stored;
 
         let positions = [("start_lsn", start), ("end_lsn", end.end)];
         for (name, WalPosition { lsn, .. }) in positions {
@@ -273,6 +287,10 @@ impl BaseBackupDump {
         warnings.extend(end.warnings);
         warnings
             .extend(end.checksum_failures.map(|words| format!("damaged pages are in the backup: {words}")));
+        let manifest = manifest.transpose().unwrap_or_else(|error| {
+            warnings.push(format!("the server can make no increment of this backup: {error}"));
+            None
+        });
         for message in &warnings {
             ctx.observer.event(&Event::Warning { message: message.clone() });
         }
@@ -281,21 +299,91 @@ impl BaseBackupDump {
         contents.insert(configuration::CONTENTS.to_owned(), json!(configuration.outside));
         let mut dumped = Dumped { facts, contents, warnings, ..Dumped::default() };
         plan.finish(made, &mut dumped, &*ctx.observer);
+        if let Some(manifest) = manifest {
+            keep_manifest(manifest, &mut dumped);
+        }
         Ok(dumped)
     }
+
+    /// Begins the backup, in the way that can be had of those that were asked for.
+    async fn begin(
+        &self,
+        session: &Session,
+        mut files: Replication,
+        timeline: u32,
+        facts: &Map<String, Value>,
+        ctx: &Ctx,
+    ) -> Result<Begun> {
+        let mut why_not = None;
+        if let Some(parent) = &self.summaries {
+            let mut options = self.options.clone();
+            options.incremental = true;
+            let state = self.state.as_ref();
+            match begin_from_summaries(session, &options, state, parent, facts, ctx).await {
+                Ok((backup, parent)) => {
+                    let (coming, plan) = (Coming::Increment, Plan::from_summaries(&parent)?);
+                    return Ok(Begun { backup, coming, plan });
+                }
+                Err(why) => {
+                    why_not = Some(format!("this is not made from the server's WAL summaries: {why}"));
+                }
+            }
+        }
+        let mut plan = Plan::make(self.state.as_ref(), self.parent.as_ref(), facts, ctx).await?;
+        plan.warn(why_not);
+        // On the connection without the slot: an error would end that.
+        let history = plan.history(timeline, &mut files).await;
+        let backup = files.base_backup(&self.options).await?;
+        let coming = Coming::Everything(plan.take_comparer(backup.start, history).map(Box::new));
+        Ok(Begun { backup, coming, plan })
+    }
+
+    /// What takes a copy of the manifest for this host, from versions on which have a use for it.
+    fn copy_of_manifest(&self, facts: &Map<String, Value>, ctx: &Ctx) -> Option<Result<ManifestCopy>> {
+        let version = facts.get("server_version").and_then(Value::as_str).unwrap_or_default();
+        let major: u32 = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        let (state, backup) = (self.state.as_ref()?, ctx.backup.as_ref()?);
+        (major >= OLDEST_WITH_SUMMARIES).then(|| Manifests::of(state).begin(backup))
+    }
+}
+
+/// Keeps a manifest when its backup has committed.
+fn keep_manifest(manifest: Copied, dumped: &mut Dumped) {
+    manifest.note(&mut dumped.facts);
+    let (before, parent) = (dumped.after_commit.take(), dumped.parent.clone());
+    dumped.after_commit = Some(AfterCommit::new(move |backup| {
+        let kept = manifest.keep(parent.as_ref()).map_err(|e| e.doing("keeping the manifest"));
+        before.map_or(Ok(()), |before| before.run(backup)).and(kept)
+    }));
 }
 
 fn rand_suffix() -> u64 {
     u64::try_from(ulid::Ulid::generate().0 & u128::from(u64::MAX)).unwrap_or_default()
 }
 
+/// A backup whose files are about to come.
+struct Begun {
+    backup: BaseBackup,
+    coming: Coming,
+    plan: Plan,
+}
+
+/// What became of the files.
+struct StoredFiles {
+    end: BaseBackupEnd,
+    taken: Taken,
+    /// The manifest's copy for this host, where there is one.
+    manifest: Option<Result<Copied>>,
+}
+
 /// Cuts what the server sends into parts.
 async fn store_files(
-    mut backup: BaseBackup<'_>,
+    mut backup: BaseBackup,
     parts: &Arc<dyn PartSink>,
-    comparer: Option<Comparer<StateFile>>,
-) -> Result<(BaseBackupEnd, Taken)> {
-    let mut intake = Intake::new(Arc::clone(parts), comparer);
+    coming: Coming,
+    mut copy: Option<Result<ManifestCopy>>,
+) -> Result<StoredFiles> {
+    let mut intake = Intake::new(Arc::clone(parts), coming);
     loop {
         match backup.next().await? {
             Some(Item::Archive { name, .. }) => {
@@ -311,12 +399,15 @@ async fn store_files(
             None => return Err(Error::internal("the server sent no manifest")),
         }
     }
-    let made = intake.finish().await?;
+    let taken = intake.finish().await?;
     let spec = PartSpec { kind: MANIFEST.to_owned(), name: "backup_manifest".to_owned() };
     let mut manifest = parts.open(spec).await?;
     while let Some(item) = backup.next().await? {
         match item {
-            Item::Data(bytes) => manifest.write(bytes).await?,
+            Item::Data(bytes) => {
+                copy = copy.map(|copy| copy.and_then(|mut copy| copy.write(&bytes).map(|()| copy)));
+                manifest.write(bytes).await?;
+            }
             Item::Progress(_) => {}
             Item::Archive { .. } | Item::Manifest => {
                 return Err(Error::internal("the server sent files after the manifest"));
@@ -324,7 +415,9 @@ async fn store_files(
         }
     }
     manifest.finish().await?;
-    Ok((backup.finish().await?, made))
+    let manifest = copy.map(|copy| copy.and_then(ManifestCopy::finish));
+    let (end, _) = backup.finish().await?;
+    Ok(StoredFiles { end, taken, manifest })
 }
 
 /// Which cluster a physical backup is of, and what WAL it spans; nothing where its record does not say.
@@ -344,6 +437,15 @@ pub fn span(backup: &BackupSummary) -> Option<Span> {
             end: text("end_lsn")?.parse().ok()?,
             segment_bytes: number("wal_segment_bytes").filter(|bytes| bytes.is_power_of_two())?,
         },
+    })
+}
+
+/// Length of the cluster's blocks.
+pub(super) fn block_bytes(facts: &Map<String, Value>) -> Result<u32> {
+    let bytes = facts.get("block_bytes").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    bytes.filter(|bytes| bytes.is_power_of_two()).ok_or_else(|| {
+        Error::new(ErrorKind::Integrity, "the record does not say how long the cluster's blocks are")
+            .with_hint("restore another backup")
     })
 }
 

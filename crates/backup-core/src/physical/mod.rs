@@ -3,15 +3,18 @@
 //! [`BaseBackupDump`] takes them over the replication protocol, so that it needs nothing on the database's host.
 //! [`DataDirectory`] makes them a data directory again.
 
+mod blocks;
 mod chain;
 mod check;
 mod configuration;
 mod dump;
 mod files;
 mod increment;
+mod incremental;
 mod overlay;
 mod plan;
 mod recovery;
+mod relation;
 mod restore;
 mod shards;
 mod tar;
@@ -30,6 +33,9 @@ pub const KIND: &str = "physical";
 pub const FILES: &str = "tar";
 /// Kind of the parts that hold what changed since the parent, in place of [`FILES`]: tar archives, named alike.
 pub const DELTA: &str = "delta";
+/// Kind of the parts that hold what changed, as the server found it in its WAL summaries, in place of [`FILES`]: the
+/// server's own tar archives, with its `INCREMENTAL.*` files, named alike.
+pub const INCREMENTAL: &str = "incremental";
 /// Kind of the part of an increment that lists all files of the cluster.
 pub const LIST: &str = "list";
 /// Kind of the part that holds WAL: a tar archive of whole segments, below `pg_wal/`.

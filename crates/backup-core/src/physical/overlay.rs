@@ -4,15 +4,16 @@
 //! what comes whole is removed. Then the archives, in any order: whole files are written anew, blocks to their places.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use tar::Header;
 
+use super::blocks::{BlocksWriter, damaged, no_predecessor};
 use super::increment::{BLOCKS, Entry, FILES, ListReader, Stored, Window};
 use super::restore::{MARKER, PG_CONTROL, PG_CONTROL_UNTIL_THEN, Unpacker, below, make_folder};
 use super::tar::{Piece, Reader};
@@ -87,6 +88,10 @@ impl Lister {
                 make_folder(&path, entry.mode, self.ground.owner)
             }
             Stored::Whole => remove(&path, found.as_ref()),
+            Stored::Summarized => {
+                let Some(before) = found.filter(Metadata::is_file) else { return Err(no_predecessor(&path)) };
+                set_mode(&path, Some(before), entry.mode)
+            }
             Stored::Blocks => {
                 let Some(before) = found.filter(Metadata::is_file) else { return Err(no_predecessor(&path)) };
                 if before.len() != entry.bytes {
@@ -169,12 +174,6 @@ pub(super) fn unknown_archive(name: &str) -> Error {
     .with_hint("restore another backup")
 }
 
-fn no_predecessor(path: &Path) -> Error {
-    let message =
-        format!("the increment changes blocks of {}, which its predecessor has not", path.display());
-    Error::new(ErrorKind::Integrity, message).with_hint("restore another backup, and report this one")
-}
-
 /// Unpacks an archive of an increment.
 pub(super) struct DeltaUnpacker {
     files: Unpacker,
@@ -227,7 +226,7 @@ impl DeltaUnpacker {
     }
 
     fn end_blocks(&mut self) -> Result<()> {
-        self.blocks.take().map_or(Ok(()), |blocks| blocks.finish())
+        self.blocks.take().map_or(Ok(()), WindowWriter::finish)
     }
 }
 
@@ -252,67 +251,31 @@ struct WindowWriter {
     bytes: u64,
     /// What stands before the blocks, while it is not whole.
     head: Vec<u8>,
-    open: Option<(Window, File)>,
-    /// Bytes of blocks that were written.
-    at: u64,
+    writer: Option<BlocksWriter>,
 }
 
 impl WindowWriter {
     fn new(path: PathBuf, bytes: u64) -> Self {
-        Self { path, bytes, head: Vec::new(), open: None, at: 0 }
+        Self { path, bytes, head: Vec::new(), writer: None }
     }
 
     fn write(&mut self, data: &[u8]) -> Result<()> {
-        if self.open.is_some() {
-            return self.blocks(data);
+        if let Some(writer) = &mut self.writer {
+            return writer.write(data);
         }
         self.head.extend_from_slice(data);
         let Some(window) = Window::parse(&self.head, self.bytes)? else { return Ok(()) };
-        let file = match OpenOptions::new().write(true).open(&self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(no_predecessor(&self.path)),
-            Err(e) => return Err(Error::io(format!("opening {}", self.path.display()), e)),
-        };
-        let found =
-            file.metadata().map_err(|e| Error::io(format!("looking at {}", self.path.display()), e))?;
-        if found.len() != window.file_bytes {
-            let message =
-                format!("the increment's list and its blocks of {} do not fit", self.path.display());
-            return Err(Error::new(ErrorKind::Integrity, message).with_hint("restore another backup"));
-        }
-        let head = std::mem::take(&mut self.head);
         let used = window.head().len();
-        self.open = Some((window, file));
-        self.blocks(&head[used..])
-    }
-
-    fn blocks(&mut self, data: &[u8]) -> Result<()> {
-        let Some((window, file)) = &self.open else { return Ok(()) };
-        let block_bytes = u64::from(window.block_bytes);
-        let mut rest = data;
-        while !rest.is_empty() {
-            let (index, within) = (self.at / block_bytes, self.at % block_bytes);
-            let index = usize::try_from(index).unwrap_or(usize::MAX);
-            let Some(following) = window.blocks.get(index..).filter(|following| !following.is_empty()) else {
-                return Err(Error::internal("a window has more bytes than it says"));
-            };
-            // Blocks that stand beside each other are written together.
-            let together = following.windows(2).take_while(|pair| pair[0] + 1 == pair[1]).count() as u64 + 1;
-            let room = usize::try_from(together * block_bytes - within).unwrap_or(usize::MAX);
-            let (piece, after) = rest.split_at(rest.len().min(room));
-            file.write_all_at(piece, u64::from(following[0]) * block_bytes + within)
-                .map_err(|e| Error::io(format!("writing {}", self.path.display()), e))?;
-            self.at += piece.len() as u64;
-            rest = after;
+        let mut writer = BlocksWriter::open(&self.path, window.block_bytes, window.blocks)?;
+        if writer.length()? != window.file_bytes {
+            return Err(damaged(&self.path, "its list has another length"));
         }
+        writer.write(&std::mem::take(&mut self.head)[used..])?;
+        self.writer = Some(writer);
         Ok(())
     }
 
-    fn finish(&self) -> Result<()> {
-        match &self.open {
-            Some((window, _)) if self.at == window.bytes() - window.head().len() as u64 => Ok(()),
-            _ => Err(Error::new(ErrorKind::Integrity, format!("blocks of {} are cut", self.path.display()))
-                .with_hint("restore another backup")),
-        }
+    fn finish(self) -> Result<()> {
+        self.writer.ok_or_else(|| damaged(&self.path, "they are cut"))?.finish()
     }
 }

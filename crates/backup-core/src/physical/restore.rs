@@ -13,12 +13,13 @@ use tar::{EntryType, Header};
 
 use super::chain::unpack_chain;
 use super::configuration::{self, CONFIG, Outside};
-use super::dump::{TablespaceOf, position};
+use super::dump::{TablespaceOf, block_bytes, position};
 use super::files::FileWriter;
+use super::incremental::IncrementalUnpacker;
 use super::overlay::{DeltaUnpacker, Ground, unknown_archive};
 use super::recovery::Recovery;
 use super::tar::{Piece, Reader};
-use super::{BASE, DELTA, FILES, KIND, MANIFEST, WAL};
+use super::{BASE, DELTA, FILES, INCREMENTAL, KIND, MANIFEST, WAL};
 use crate::dumper::{Ctx, PartInfo, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -138,9 +139,9 @@ impl Restorer for DataDirectory {
 /// Unpacks one part.
 pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Ground) -> Result<()> {
     let name = part.spec.name.split('/').next().unwrap_or_default();
-    let is_files = matches!(part.spec.kind.as_str(), FILES | DELTA);
+    let is_files = matches!(part.spec.kind.as_str(), FILES | DELTA | INCREMENTAL);
     let folder = match part.spec.kind.as_str() {
-        FILES | DELTA => ground.targets.get(name).cloned(),
+        FILES | DELTA | INCREMENTAL => ground.targets.get(name).cloned(),
         WAL | MANIFEST => ground.targets.get(BASE).cloned(),
         CONFIG => ground.targets.get(BASE).map(|base| base.join(configuration::FOLDER)),
         _ => {
@@ -168,6 +169,14 @@ pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Gro
     };
     if part.spec.kind == DELTA {
         let mut unpacker = DeltaUnpacker::new(unpacker);
+        while let Some(bytes) = stream.next().await {
+            let bytes = bytes?;
+            unpacker = blocking(move || unpacker.take(bytes).map(|()| unpacker)).await?;
+        }
+        return blocking(move || unpacker.finish()).await;
+    }
+    if part.spec.kind == INCREMENTAL {
+        let mut unpacker = IncrementalUnpacker::new(unpacker, block_bytes(parts.facts())?);
         while let Some(bytes) = stream.next().await {
             let bytes = bytes?;
             unpacker = blocking(move || unpacker.take(bytes).map(|()| unpacker)).await?;
@@ -418,6 +427,7 @@ impl Place {
                 self.write(&format!("pg_wal/archive_status/{name}.done"), b"", false)?;
             }
         }
+        self.complete_label()?;
         self.write("postgresql.auto.conf", recovery.settings(timeline).as_bytes(), true)?;
         self.write(recovery.signal(), b"", false)?;
         for path in targets.values() {
@@ -427,6 +437,16 @@ impl Place {
         std::fs::rename(from, to).map_err(failed("putting pg_control in place"))?;
         std::fs::remove_file(self.base.join(MARKER)).map_err(failed("removing the marker of the restore"))?;
         sync_all(&self.base)
+    }
+
+    /// No server starts on a label that says that it is of an increment (`read_backup_label` in `xlogrecovery.c`).
+    fn complete_label(&self) -> Result<()> {
+        let path = self.base.join("backup_label");
+        let failed = |e| Error::io(format!("writing {}", path.display()), e);
+        let label = std::fs::read_to_string(&path).map_err(failed)?;
+        let whole: String =
+            label.split_inclusive('\n').filter(|line| !line.starts_with("INCREMENTAL FROM ")).collect();
+        if whole == label { Ok(()) } else { std::fs::write(&path, whole).map_err(failed) }
     }
 
     fn write(&self, name: &str, contents: &[u8], append: bool) -> Result<()> {

@@ -4,6 +4,7 @@ mod client;
 mod conninfo;
 mod control;
 mod lsn;
+mod page;
 mod process;
 mod replication;
 mod server_programs;
@@ -18,10 +19,11 @@ pub use client::{Session, quote_identifier, quote_literal};
 pub use conninfo::{ConnInfo, Environment, Host};
 pub use control::system_identifier;
 pub use lsn::Lsn;
+pub(crate) use page::Page;
 pub(crate) use process::{Process, Run as ProcessRun};
 pub use replication::{
-    BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, NextTimeline, Replication, System, Tablespace,
-    TimelineHistory, WalMessage, WalPosition, WalStream,
+    BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, ManifestUpload, NextTimeline, Replication, System,
+    Tablespace, TimelineHistory, WalMessage, WalPosition, WalStream,
 };
 pub use start::{Recovered, start_and_recover};
 pub use temp_server::{TempServer, TempServerOptions};

@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use tar::{EntryType, Header};
 
-use super::list::{Entry, Stored};
+use super::list::{Entry, Stored, listed_mode, listed_path};
 use super::map::{BlockHash, BlockMap, HASH_BYTES, MapKey, MapWriter, MappedFile};
-use super::relation::is_relation;
 use super::window::{WINDOW_BLOCKS, Window};
 use super::{BLOCKS, FILES};
 use crate::error::{Error, Result};
+use crate::physical::relation::is_relation;
 use crate::repository::Digest;
 
 /// What the server sent.
@@ -125,9 +125,7 @@ impl<W: Write> Comparer<W> {
 
     fn member(&mut self, header: Box<Header>) -> Result<()> {
         self.file = None;
-        let name = header.path_bytes().into_owned();
-        let path = name.strip_prefix(b"./").unwrap_or(&name);
-        let path = path.strip_suffix(b"/").unwrap_or(path).to_vec();
+        let path = listed_path(&header);
         let bytes =
             header.entry_size().map_err(|e| Error::internal("a member without a size").caused_by(e))?;
         let regular = header.entry_type() == EntryType::Regular;
@@ -159,8 +157,8 @@ impl<W: Write> Comparer<W> {
             // Links to tablespaces: the contents have their list.
             _ => return Ok(()),
         };
-        if !path.is_empty() && path != b"." {
-            let mode = header.mode().unwrap_or(0o600) & 0o777;
+        if !path.is_empty() {
+            let mode = listed_mode(&header);
             Entry { stored, mode, bytes, archive: &self.archive, path: &path }.write(&mut self.list);
         }
         if stored == Stored::Whole {

@@ -1,12 +1,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tar::{EntryType, Header};
 use tokio::task::JoinHandle;
 
 use super::super::shards::Shards;
 use super::super::tar::{Piece, Reader};
-use super::super::{DELTA, FILES, LIST};
+use super::super::{DELTA, FILES, INCREMENTAL, LIST};
 use super::compare::{Compared, Comparer, Input, Output};
+use super::list::{Entry, Stored, listed_mode, listed_path};
 use crate::dumper::{PartSink, PartSpec};
 use crate::error::{Error, Result};
 use crate::state::StateFile;
@@ -14,12 +16,23 @@ use crate::state::StateFile;
 /// Bytes that are gone over at a time, on another thread, while the next ones come.
 const BATCH_BYTES: usize = 512 * 1024;
 
+/// What comes from the server.
+pub(in super::super) enum Coming {
+    /// All files. Where there is a comparer they become a map, and an increment.
+    Everything(Option<Box<Comparer<StateFile>>>),
+    /// An increment that the server made.
+    Increment,
+}
+
 /// Takes the archives of a base backup, and stores them as parts.
 pub(in super::super) struct Intake {
     sink: Arc<dyn PartSink>,
     kind: &'static str,
     archive: Option<(Reader, Shards)>,
+    name: String,
     stage: Option<Stage>,
+    /// The list of an increment that the server made.
+    list: Vec<u8>,
     has_configuration: bool,
 }
 
@@ -42,21 +55,20 @@ struct Stage {
 type Worked = (Comparer<StateFile>, Result<Vec<Output>>);
 
 impl Intake {
-    pub(in super::super) fn new(sink: Arc<dyn PartSink>, comparer: Option<Comparer<StateFile>>) -> Self {
-        let increment = comparer.as_ref().is_some_and(Comparer::is_increment);
+    pub(in super::super) fn new(sink: Arc<dyn PartSink>, coming: Coming) -> Self {
+        let (kind, comparer) = match coming {
+            Coming::Increment => (INCREMENTAL, None),
+            Coming::Everything(Some(comparer)) if comparer.is_increment() => (DELTA, Some(*comparer)),
+            Coming::Everything(comparer) => (FILES, comparer.map(|comparer| *comparer)),
+        };
         let stage = comparer.map(|comparer| Stage {
             comparer: Some(comparer),
             running: None,
             batch: Vec::new(),
             bytes: 0,
         });
-        Self {
-            sink,
-            kind: if increment { DELTA } else { FILES },
-            archive: None,
-            stage,
-            has_configuration: false,
-        }
+        let (name, list) = (String::new(), Vec::new());
+        Self { sink, kind, archive: None, name, stage, list, has_configuration: false }
     }
 
     /// Begins an archive: `base`, or the OID of a tablespace.
@@ -65,6 +77,7 @@ impl Intake {
         if let Some(stage) = &mut self.stage {
             stage.batch.push(Input::Archive(name.to_owned()));
         }
+        name.clone_into(&mut self.name);
         self.archive =
             Some((Reader::default(), Shards::new(Arc::clone(&self.sink), self.kind, name).behind()));
         Ok(())
@@ -78,6 +91,9 @@ impl Intake {
         while let Some(piece) = reader.next()? {
             if let Piece::Member(header) = &piece {
                 self.has_configuration |= &*header.path_bytes() == b"postgresql.conf";
+                if self.kind == INCREMENTAL {
+                    list_member(&self.name, header, &mut self.list);
+                }
             }
             match (&mut self.stage, piece) {
                 (Some(stage), piece) => {
@@ -107,19 +123,39 @@ impl Intake {
     /// Ends the last archive, and stores the list of an increment.
     pub(in super::super) async fn finish(mut self) -> Result<Taken> {
         self.end().await?;
-        let has_configuration = self.has_configuration;
-        let Some(comparer) = self.stage.and_then(|stage| stage.comparer) else {
-            return Ok(Taken { made: None, has_configuration });
-        };
-        let mut made = comparer.finish();
-        if self.kind == DELTA {
+        let mut made = self.stage.and_then(|stage| stage.comparer).map(Comparer::finish);
+        let list = made.as_mut().map_or(self.list, |made| std::mem::take(&mut made.list));
+        if self.kind != FILES {
             let spec = PartSpec { kind: LIST.to_owned(), name: "files".to_owned() };
             let mut part = self.sink.open(spec).await?;
-            part.write(std::mem::take(&mut made.list).into()).await?;
+            part.write(list.into()).await?;
             part.finish().await?;
         }
-        Ok(Taken { made: Some(made), has_configuration })
+        Ok(Taken { made, has_configuration: self.has_configuration })
     }
+}
+
+/// What an increment of the server's own has of a member: `INCREMENTAL.<name>` stands for a file of that name
+/// (`GetIncrementalFilePath` in `basebackup_incremental.c`, PostgreSQL 17 and 18).
+fn list_member(archive: &str, header: &Header, list: &mut Vec<u8>) {
+    let path = listed_path(header);
+    let bytes = header.entry_size().unwrap_or(0);
+    let (stored, bytes, path) = match (header.entry_type(), made_path(&path)) {
+        _ if path.is_empty() => return,
+        (EntryType::Directory, _) => (Stored::Folder, 0, path),
+        (EntryType::Regular, Some(made)) => (Stored::Summarized, 0, made),
+        (EntryType::Regular, None) => (Stored::Whole, bytes, path),
+        // Links to tablespaces: the contents have their list.
+        _ => return,
+    };
+    Entry { stored, mode: listed_mode(header), bytes, archive, path: &path }.write(list);
+}
+
+/// The file that an incremental one becomes; nothing where it is none.
+pub(in super::super) fn made_path(path: &[u8]) -> Option<Vec<u8>> {
+    let name = path.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
+    let rest = path[name..].strip_prefix(b"INCREMENTAL.")?;
+    Some([&path[..name], rest].concat())
 }
 
 impl Stage {

@@ -3,6 +3,8 @@
 
 use std::io::Write as _;
 
+use tar::Header;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// An entry that is longer is damaged.
@@ -17,6 +19,8 @@ pub(in super::super) enum Stored {
     Whole,
     /// The blocks of a file that changed; the others are those of the parent.
     Blocks,
+    /// The same, as the server found them: what stands before them says how long the file is.
+    Summarized,
 }
 
 /// A file or folder.
@@ -38,12 +42,27 @@ impl Entry<'_> {
             Stored::Folder => 'd',
             Stored::Whole => 'w',
             Stored::Blocks => 'b',
+            Stored::Summarized => 'i',
         };
         // A vector takes everything.
         let _ = write!(list, "{stored} {:o} {} {}/", self.mode, self.bytes, self.archive);
         list.extend_from_slice(self.path);
         list.push(0);
     }
+}
+
+/// What a member of an archive is called in a list: without `./` before it and a slash behind. Empty for the folder
+/// that the archive is of.
+pub(super) fn listed_path(header: &Header) -> Vec<u8> {
+    let name = header.path_bytes();
+    let path = name.strip_prefix(b"./").unwrap_or(&name);
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    if path == b"." { Vec::new() } else { path.to_vec() }
+}
+
+/// The mode of a member in a list.
+pub(super) fn listed_mode(header: &Header) -> u32 {
+    header.mode().unwrap_or(0o600) & 0o777
 }
 
 /// Reads a list that comes in pieces.
@@ -82,6 +101,7 @@ fn parse(entry: &[u8]) -> Option<Entry<'_>> {
         b"d" => Stored::Folder,
         b"w" => Stored::Whole,
         b"b" => Stored::Blocks,
+        b"i" => Stored::Summarized,
         _ => return None,
     };
     let mode = u32::from_str_radix(std::str::from_utf8(word()?).ok()?, 8).ok()?;
@@ -107,6 +127,7 @@ mod tests {
             Entry { stored: Stored::Folder, mode: 0o700, bytes: 0, archive: "base", path: b"base/5" },
             Entry { stored: Stored::Blocks, mode: 0o600, bytes: 8192, archive: "base", path: b"base/5/1" },
             Entry { stored: Stored::Whole, mode: 0o640, bytes: 7, archive: "16385", path: b"a b\n\xff/c" },
+            Entry { stored: Stored::Summarized, mode: 0o600, bytes: 0, archive: "base", path: b"base/5/2" },
         ];
         let mut list = Vec::new();
         for entry in &entries {

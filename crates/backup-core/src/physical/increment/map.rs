@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 
+use super::manifest::hex;
 use crate::error::{Error, Result};
 use crate::repository::Digest;
 
@@ -40,7 +41,7 @@ impl MapKey {
     /// A name for it that tells nothing about it.
     pub(super) fn id(&self) -> String {
         let id = blake3::derive_key("pgark 2026 id of the key of block maps", &self.0);
-        id[..8].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+        hex(&id[..8])
     }
 
     /// The digest of a block.

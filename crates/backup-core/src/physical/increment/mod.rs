@@ -3,24 +3,29 @@
 //! The server's whole stream is read. Every backup leaves a map of its blocks' digests on the host that made it; the
 //! next one stores the blocks whose digests differ, and all that is no relation. Page LSNs would not do: hint bits, the
 //! visibility map, and databases that were copied as files change without them.
+//!
+//! A server of 17 or later can make increments itself, from its WAL summaries: [`begin_from_summaries`].
 
 mod compare;
 mod host;
 mod intake;
+mod kept;
 mod list;
+mod manifest;
 mod map;
 mod parent;
 mod plan;
-mod relation;
+mod summaries;
 #[cfg(test)]
 mod tests;
 mod window;
 
-pub(super) use compare::Comparer;
-pub(super) use intake::{Intake, Taken};
+pub(super) use intake::{Coming, Intake, Taken, made_path};
 pub(super) use list::{Entry, ListReader, Stored};
+pub(super) use manifest::{Copied, ManifestCopy, Manifests, bytes_of_hex};
 pub use parent::Parent;
 pub(super) use plan::Plan;
+pub(super) use summaries::begin as begin_from_summaries;
 pub(super) use window::Window;
 
 /// An error in one line, with its causes.

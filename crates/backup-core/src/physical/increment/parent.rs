@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::host::Maps;
+use super::manifest::Manifests;
 use crate::error::{Error, ErrorKind, Result};
 use crate::physical::KIND;
 use crate::postgres::{Lsn, WalPosition};
@@ -22,13 +23,35 @@ pub enum Parent {
 }
 
 impl Parent {
-    /// Chooses: the backup that `from` means (as [`Catalog::find`] does), else the newest physical one of which this
-    /// host has the block map.
+    /// Chooses for an increment by contents: the backup that `from` means (as [`Catalog::find`] does), else the newest
+    /// physical one of which this host has the block map.
     ///
     /// # Errors
     /// [`BackupNotFound`](ErrorKind::BackupNotFound) and [`Unsupported`](ErrorKind::Unsupported) where `from` means
     /// none, or one that is not physical. A host that has no maps is no error.
     pub fn choose(catalog: &Catalog, state: &HostState, from: Option<&str>) -> Result<Self> {
+        match Maps::open(state) {
+            Ok(maps) => Self::choose_where(catalog, from, "block map", |backup| maps.has(backup)),
+            Err(error) if from.is_none() => Ok(Self::None(super::words(&error))),
+            Err(_) => Self::choose_where(catalog, from, "block map", |_| false),
+        }
+    }
+
+    /// Chooses for an increment by the server, alike: it needs a backup of which this host has the manifest.
+    ///
+    /// # Errors
+    /// Those of [`choose`](Self::choose).
+    pub fn choose_for_summaries(catalog: &Catalog, state: &HostState, from: Option<&str>) -> Result<Self> {
+        let manifests = Manifests::of(state);
+        Self::choose_where(catalog, from, "manifest", |backup| manifests.has(backup))
+    }
+
+    fn choose_where(
+        catalog: &Catalog,
+        from: Option<&str>,
+        needed: &str,
+        has: impl Fn(&BackupSummary) -> bool,
+    ) -> Result<Self> {
         if let Some(from) = from {
             let found = if from == "latest" {
                 catalog.backups().rfind(|b| b.kind == KIND).map_or_else(|| catalog.find(from), Ok)?
@@ -54,16 +77,11 @@ impl Parent {
                 catalog.cluster()
             )));
         }
-        let maps = match Maps::open(state) {
-            Ok(maps) => maps,
-            Err(error) => return Ok(Self::None(super::words(&error))),
-        };
-        Ok(physical.find(|backup| maps.has(backup) && broken(catalog, backup).is_none()).map_or_else(
+        Ok(physical.find(|backup| has(backup) && broken(catalog, backup).is_none()).map_or_else(
             || {
-                Self::None(
-                    "this host has no block map of any backup: its state was lost, or another host made them"
-                        .to_owned(),
-                )
+                Self::None(format!(
+                    "this host has no {needed} of any backup: its state was lost, or another host made them"
+                ))
             },
             |found| Self::Backup(Box::new(found.clone())),
         ))

@@ -49,6 +49,18 @@ impl Plan {
             .map_err(|e| Error::internal("opening the block map failed").caused_by(e))
     }
 
+    /// For an increment that the server makes: nothing is compared, and there is no map.
+    pub(in super::super) fn from_summaries(parent: &BackupSummary) -> Result<Self> {
+        let (timeline, lsn) = position(&parent.source)?;
+        let parent = Some((parent.id.clone(), WalPosition { timeline, lsn }));
+        Ok(Self { maps: None, comparer: None, parent, warnings: Vec::new() })
+    }
+
+    /// Adds a warning before the others.
+    pub(in super::super) fn warn(&mut self, warning: Option<String>) {
+        self.warnings.splice(..0, warning);
+    }
+
     fn make_now(
         state: Option<&HostState>,
         parent: Option<Parent>,

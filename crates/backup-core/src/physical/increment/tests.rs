@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tar::{EntryType, Header};
 
 use super::compare::Comparer;
-use super::intake::Intake;
+use super::intake::{Coming, Intake};
 use super::map::{BlockMap, MapKey};
 use crate::dumper::{Ctx, PartInfo, PartSink, PartSource, PartSpec, PartWriter};
 use crate::error::Result;
@@ -279,7 +279,10 @@ async fn back_up(
     let block_bytes = u32::try_from(BLOCK).unwrap();
     let memory = Memory::default();
     let sink: Arc<dyn PartSink> = Arc::new(memory.clone());
-    let mut intake = Intake::new(sink, Some(Comparer::new(key, block_bytes, Some(map), parent)));
+    let mut intake = Intake::new(
+        sink,
+        Coming::Everything(Some(Box::new(Comparer::new(key, block_bytes, Some(map), parent)))),
+    );
     for name in [SPACE, BASE] {
         intake.begin(name).await.unwrap();
         for piece in archive(files, name, number).chunks(step) {

@@ -18,18 +18,21 @@ pub struct BaseBackupOptions {
     pub fast_checkpoint: bool,
     /// KiB a second; unlimited where there is none. The server takes 32 to 1,048,576.
     pub max_rate: Option<u32>,
+    /// Sends what changed since the backup whose manifest was given with [`Replication::upload_manifest`].
+    pub incremental: bool,
 }
 
 impl BaseBackupOptions {
-    /// The command of version 15 and later. WAIT is off: with a failing `archive_command` the server would wait
+    /// The command of version 15 and later; INCREMENTAL of 17 and later. WAIT is off: with a failing `archive_command` the server would wait
     /// for ever, before it sends the manifest.
     fn command(&self) -> String {
         let label = self.label.replace('\'', "''");
         let checkpoint = if self.fast_checkpoint { "fast" } else { "spread" };
         let rate = self.max_rate.map(|rate| format!(", MAX_RATE {rate}")).unwrap_or_default();
+        let incremental = if self.incremental { ", INCREMENTAL true" } else { "" };
         format!(
             "BASE_BACKUP (LABEL '{label}', PROGRESS true, CHECKPOINT '{checkpoint}', WAL false, WAIT false, \
-             TABLESPACE_MAP true, MANIFEST 'yes'{rate})"
+             TABLESPACE_MAP true, MANIFEST 'yes'{rate}{incremental})"
         )
     }
 }
@@ -64,9 +67,9 @@ pub enum Item {
     Progress(u64),
 }
 
-/// A base backup on its way. A connection whose backup was dropped half-way cannot be used again.
-pub struct BaseBackup<'a> {
-    replication: &'a mut Replication,
+/// A base backup on its way. It has the connection: one whose backup is dropped half-way cannot be used again.
+pub struct BaseBackup {
+    replication: Replication,
     /// Where its recovery begins.
     pub start: WalPosition,
     /// Data directory and tablespaces.
@@ -89,7 +92,7 @@ impl Replication {
     ///
     /// # Errors
     /// What the server says: [`Database`](crate::ErrorKind::Database) in most cases.
-    pub async fn base_backup(&mut self, options: &BaseBackupOptions) -> Result<BaseBackup<'_>> {
+    pub async fn base_backup(mut self, options: &BaseBackupOptions) -> Result<BaseBackup> {
         self.wire.warnings.clear();
         self.wire.send(&options.command()).await?;
         let start = position(&self.wire.result().await?)?;
@@ -109,7 +112,7 @@ impl Replication {
     }
 }
 
-impl BaseBackup<'_> {
+impl BaseBackup {
     /// The next item; nothing when everything has been sent.
     ///
     /// # Errors
@@ -122,8 +125,8 @@ impl BaseBackup<'_> {
         }
     }
 
-    /// Where the backup ended, once [`BaseBackup::next`] had nothing more.
-    pub async fn finish(self) -> Result<BaseBackupEnd> {
+    /// Where the backup ended, once [`BaseBackup::next`] had nothing more. The connection takes commands again.
+    pub async fn finish(mut self) -> Result<(BaseBackupEnd, Replication)> {
         let wire = &mut self.replication.wire;
         let end = position(&wire.result().await?)?;
         let mut checksum_failures = None;
@@ -141,7 +144,8 @@ impl BaseBackup<'_> {
                 _ => return Err(garbled()),
             }
         }
-        Ok(BaseBackupEnd { end, checksum_failures, warnings: std::mem::take(&mut wire.warnings) })
+        let warnings = std::mem::take(&mut wire.warnings);
+        Ok((BaseBackupEnd { end, checksum_failures, warnings }, self.replication))
     }
 }
 

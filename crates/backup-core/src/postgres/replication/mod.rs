@@ -2,10 +2,12 @@
 //! Replication Protocol").
 
 mod base_backup;
+mod manifest;
 mod wal;
 mod wire;
 
 pub use base_backup::{BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, Tablespace};
+pub use manifest::ManifestUpload;
 pub use wal::{NextTimeline, WalMessage, WalPosition, WalStream};
 
 use self::wire::{Row, Wire};

@@ -28,6 +28,7 @@ pub(super) enum Reply {
     Row(Row),
     /// A command, or one of its results, is complete.
     Complete,
+    CopyIn,
     CopyOut,
     CopyBoth,
     Data(Bytes),
@@ -70,6 +71,7 @@ impl Wire {
         Ok(Some(match message {
             Message::CopyData(body) => Reply::Data(body.into_bytes()),
             Message::CopyDone => Reply::CopyDone,
+            Message::CopyInResponse(_) => Reply::CopyIn,
             Message::CopyOutResponse(_) => Reply::CopyOut,
             Message::CommandComplete(_) => Reply::Complete,
             Message::ReadyForQuery(_) => Reply::Ready,
