@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use tokio_util::sync::CancellationToken;
 
-use super::increment::{bytes_of_hex, made_path};
+use super::increment::made_path;
+use super::manifest::bytes_of_hex;
 use super::relation::relation_file;
 use super::restore::{LEFT_OUT, below};
 use super::{BASE, overlay};
@@ -284,6 +285,30 @@ mod tests {
         }
         std::fs::write(folder.path().join("backup_manifest"), manifest).unwrap();
         check_restored(folder.path(), None, 2, &CancellationToken::new())
+    }
+
+    #[test]
+    fn pages_of_a_server_s_increment_have_their_checksums() {
+        let manifest = r#"{"Files": [{ "Path": "base/5/INCREMENTAL.16384.1", "Size": 9, "Checksum-Algorithm": "NONE" }]}"#;
+        let pages = Pages { bytes: 8192, segment: 131_072, start: Lsn(0x2000) };
+        // New; written after the backup began; neither, and without its checksum.
+        let (new, mut later, mut torn) = ([0; 8192], [1; 8192], [1; 8192]);
+        later[..8].copy_from_slice(&[0, 0, 0, 0, 0, 0x20, 0, 0]);
+        torn[..8].copy_from_slice(&[0, 0, 0, 0, 0xff, 0x1f, 0, 0]);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("base/5")).unwrap();
+        std::fs::write(folder.path().join("backup_manifest"), manifest).unwrap();
+        let check = |contents: &[&[u8]], pages| {
+            std::fs::write(folder.path().join("base/5/16384.1"), contents.concat()).unwrap();
+            check_restored(folder.path(), pages, 2, &CancellationToken::new())
+        };
+        check(&[&new, &later], Some(pages)).unwrap();
+        check(&[&torn], None).unwrap();
+        let error = check(&[&new, &torn], Some(pages)).unwrap_err();
+        assert!(error.to_string().contains("page 131073 does not have its checksum"), "{error}");
+        assert!(check(&[&new, &later[..100]], Some(pages)).is_err());
+        std::fs::remove_file(folder.path().join("base/5/16384.1")).unwrap();
+        assert!(check_restored(folder.path(), Some(pages), 2, &CancellationToken::new()).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod dump;
 mod files;
 mod increment;
 mod incremental;
+mod manifest;
 mod overlay;
 mod plan;
 mod recovery;

@@ -15,8 +15,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use super::manifest::hex;
 use crate::error::{Error, Result};
+use crate::physical::manifest::hex;
 use crate::repository::Digest;
 
 const MAGIC: &[u8; 8] = b"pgarkmap";

@@ -22,7 +22,7 @@ mod window;
 
 pub(super) use intake::{Coming, Intake, Taken, made_path};
 pub(super) use list::{Entry, ListReader, Stored};
-pub(super) use manifest::{Copied, ManifestCopy, Manifests, bytes_of_hex};
+pub(super) use manifest::{Copied, ManifestCopy, Manifests};
 pub use parent::Parent;
 pub(super) use plan::Plan;
 pub(super) use summaries::begin as begin_from_summaries;
