@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use tokio_util::sync::CancellationToken;
 
-use super::restore::{LEFT_OUT, below};
+use super::restore::LEFT_OUT;
+use super::unpack::below;
 use super::{BASE, overlay};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -19,7 +20,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// A file of `backup_manifest` (`backup_manifest.c`, PostgreSQL 15 to 18).
 #[derive(Deserialize)]
-struct Listed {
+pub(super) struct Listed {
     #[serde(rename = "Path")]
     path: Option<String>,
     /// The same in hexadecimal, where it is not UTF-8.
@@ -31,6 +32,17 @@ struct Listed {
     algorithm: Option<String>,
     #[serde(rename = "Checksum")]
     checksum: Option<String>,
+}
+
+impl Listed {
+    /// Its path in the data directory.
+    pub(super) fn path(&self) -> Result<PathBuf> {
+        match (&self.path, &self.encoded) {
+            (Some(path), _) => below(path.as_bytes()),
+            (None, Some(hex)) => below(&bytes_of_hex(hex).unwrap_or_default()),
+            (None, None) => Ok(PathBuf::new()),
+        }
+    }
 }
 
 /// Reads every file that the `backup_manifest` in a restored data directory lists. It blocks.
@@ -88,11 +100,7 @@ fn check_queued(base: &Path, queue: &Mutex<Receiver<Listed>>, stop: &Cancellatio
 }
 
 fn check_file(base: &Path, listed: &Listed, buffer: &mut [u8], stop: &CancellationToken) -> Result<()> {
-    let path = match (&listed.path, &listed.encoded) {
-        (Some(path), _) => below(path.as_bytes())?,
-        (None, Some(hex)) => below(&bytes_of_hex(hex).unwrap_or_default())?,
-        (None, None) => PathBuf::new(),
-    };
+    let path = listed.path()?;
     if LEFT_OUT.iter().any(|left_out| path == Path::new(left_out)) {
         return Ok(());
     }
@@ -140,7 +148,7 @@ fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Reads the manifest file by file: with 100,000 of them it is 20 MB.
-fn parse(manifest: impl Read, files: SyncSender<Listed>) -> serde_json::Result<()> {
+pub(super) fn parse(manifest: impl Read, files: SyncSender<Listed>) -> serde_json::Result<()> {
     let mut manifest = serde_json::Deserializer::from_reader(manifest);
     Manifest(files).deserialize(&mut manifest)?;
     manifest.end()

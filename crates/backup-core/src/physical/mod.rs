@@ -6,15 +6,19 @@
 mod chain;
 mod check;
 mod configuration;
+mod delta;
 mod dump;
 mod files;
 mod increment;
+mod journal;
 mod overlay;
+mod place;
 mod plan;
 mod recovery;
 mod restore;
 mod shards;
 mod tar;
+mod unpack;
 mod wal;
 
 pub(crate) use dump::size_of_setting;

@@ -17,8 +17,10 @@ use super::map::{BlockMap, MapKey};
 use crate::dumper::{Ctx, PartInfo, PartSink, PartSource, PartSpec, PartWriter};
 use crate::error::Result;
 use crate::event::Silent;
-use crate::physical::chain::unpack_chain;
-use crate::physical::restore::Place;
+use crate::physical::chain::Chain;
+use crate::physical::delta::Names;
+use crate::physical::files::Counts;
+use crate::physical::place::{Looked, Wanted};
 use crate::physical::{BASE, MANIFEST};
 use crate::repository::Digest;
 use crate::state::HostState;
@@ -335,11 +337,15 @@ async fn chain_comes_back(steps: &[Vec<Change>], piece: usize) {
     let base = folder.path().join("data");
     let targets =
         BTreeMap::from([(BASE.to_owned(), base.clone()), (SPACE.to_owned(), folder.path().join("space"))]);
-    let place = Place::prepare(&targets).unwrap();
+    let (backup, version_folder) = ("b".to_owned(), String::new());
+    let wanted = Wanted { backup, targets, over: None, version_folder: version_folder.clone() };
+    let (place, _) = Looked::at(wanted).unwrap().prepare(&Names::default()).unwrap();
     let newest: Arc<dyn PartSource> =
         Arc::new(Source { stored: last.unwrap(), ancestors: chain, none: Map::new() });
     let ctx = Ctx::new(crate::CancellationToken::new(), 2, Arc::new(Silent));
-    unpack_chain(&newest, &targets, &place, &ctx).await.unwrap();
+    let counts = Arc::new(Counts::default());
+    let chain = Chain { parts: &newest, place: &place, version_folder, counts: &counts };
+    chain.unpack(&ctx).await.unwrap();
 
     let mut found = Files::new();
     restored(&base, BASE, &mut found);
