@@ -14,7 +14,7 @@ use pgark::postgres::{ConnInfo, Session, TempServer, TempServerOptions};
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
 use pgark::state::HostState;
 use pgark::{Backup, CancellationToken, ErrorKind, MemoryTransport, Repository, Restore, Result, Summary};
-use support::physical::start_following;
+use support::physical::{folder_for, start_following, verified};
 use support::{
     connect, containers, fingerprint, keys, left_out, memory_repository, recovered, sample, server,
     server_with,
@@ -171,16 +171,6 @@ fn run(server: &TempServer, program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program}: {words}");
 }
 
-/// The restored files are those of the server's manifest, and nothing else; and no page or index is broken.
-fn verified(server: &TempServer, data: &Path) {
-    let ignore = ["backup_label.old", "postgresql.auto.conf", "recovery.signal", "pg_wal", "tablespace_map"]
-        .map(|f| format!("--ignore={f}"));
-    let data = data.display().to_string();
-    let mut args = vec!["--no-parse-wal", "--quiet", &data];
-    args.extend(ignore.iter().map(String::as_str));
-    run(server, "pg_verifybackup", &args);
-}
-
 fn amcheck(copy: &TempServer) {
     let host = copy.folder().display().to_string();
     run(
@@ -188,15 +178,6 @@ fn amcheck(copy: &TempServer) {
         "pg_amcheck",
         &["-h", &host, "-U", "postgres", "--all", "--install-missing", "--heapallindexed"],
     );
-}
-
-fn folder_for(server: &TempServer, name: &str) -> PathBuf {
-    use std::os::unix::fs::MetadataExt;
-    let path = server.folder().join(name);
-    std::fs::create_dir(&path).unwrap();
-    let owner = std::fs::metadata(server.data()).unwrap();
-    std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
-    path
 }
 
 /// Tables for what is done to them. None of them is touched by autovacuum.
