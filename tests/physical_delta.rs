@@ -31,7 +31,11 @@ fn written(backup: &BackedUp, restored: &Restored) -> u64 {
 fn wal_bytes(restored: &Restored) -> u64 {
     let folder = restored.target["data_directory"].as_str().unwrap();
     let files = std::fs::read_dir(Path::new(folder).join("pg_wal")).unwrap();
-    files.map(|entry| entry.unwrap().metadata().unwrap()).filter(|m| m.is_file()).map(|m| m.len()).sum()
+    files
+        .map(|entry| entry.unwrap().metadata().unwrap())
+        .filter(std::fs::Metadata::is_file)
+        .map(|m| m.len())
+        .sum()
 }
 
 fn same(restored: &Restored) -> u64 {

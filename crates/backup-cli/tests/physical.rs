@@ -110,8 +110,8 @@ impl Chained {
         let mut child = self.pgark.command(&args).spawn().unwrap();
         let journal = target.join("pgark.restore");
         while child.try_wait().unwrap().is_none() {
-            let text = std::fs::read(&journal).unwrap_or_default();
-            if text.iter().filter(|b| **b == b'\n').count() >= lines {
+            let text = std::fs::read_to_string(&journal).unwrap_or_default();
+            if text.matches('\n').count() >= lines {
                 std::thread::sleep(moment);
                 kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
                 break;

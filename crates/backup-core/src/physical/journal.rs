@@ -396,7 +396,9 @@ mod tests {
                 Some(found) => found.begin_anew(head.clone()).unwrap(),
                 None => Journal::begin(folder.path(), head.clone()).unwrap(),
             };
-            MARKS.iter().for_each(|mark| journal.mark(*mark).unwrap());
+            for mark in MARKS {
+                journal.mark(mark).unwrap();
+            }
             drop(journal);
             let found = Journal::find(folder.path()).unwrap().unwrap();
             assert_eq!(found.head.as_ref(), Some(&head));

@@ -77,8 +77,8 @@ impl Looked {
         let base = wanted.base()?;
         let journal = Journal::find(base)?;
         refuse_server(base)?;
-        let begun = journal.as_ref().and_then(|journal| journal.head.as_ref());
-        let begin = match (begun, wanted.over) {
+        let before = journal.as_ref().and_then(|journal| journal.head.as_ref());
+        let begin = match (before, wanted.over) {
             (None, Some(system)) if !is_empty_but_journal(base)? => {
                 delta::look(&wanted.targets, system, None)?;
                 Begin::Over

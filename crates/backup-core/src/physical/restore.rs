@@ -145,7 +145,9 @@ impl Restorer for DataDirectory {
             if e.hint().is_some() { e } else { e.with_hint(again) }
         };
         let (place, told) = blocking(move || looked.prepare(&names)).await.map_err(incomplete)?;
-        told.into_iter().for_each(|message| ctx.observer.event(&Event::Warning { message }));
+        for message in told {
+            ctx.observer.event(&Event::Warning { message });
+        }
         let counts = Arc::new(Counts::default());
         let chain = Chain { parts: &parts, place: &place, version_folder, counts: &counts };
         let resumed = chain.resumed(ctx);
