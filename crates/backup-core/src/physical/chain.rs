@@ -22,7 +22,7 @@ const SYSTEM: &str = "system_identifier";
 pub(super) struct Chain<'a> {
     pub(super) parts: &'a Arc<dyn PartSource>,
     pub(super) place: &'a Place,
-    /// See [`version_folder`](super::delta::version_folder).
+    /// See [`version_folder`](super::clear::version_folder).
     pub(super) version_folder: String,
     pub(super) counts: &'a Arc<Counts>,
 }

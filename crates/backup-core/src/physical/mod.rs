@@ -5,6 +5,7 @@
 
 mod chain;
 mod check;
+mod clear;
 mod configuration;
 mod delta;
 mod dump;

@@ -114,8 +114,12 @@ impl Lister {
         }
     }
 
-    /// Whether something at the root of an archive's folder is of the cluster at all.
+    /// Whether something at the root of an archive's folder is of the cluster at all: folders that were empty have nothing
+    /// else.
     fn is_of_cluster(&self, archive: &str, name: &Path) -> bool {
+        if self.ground.existing != Existing::WrittenOver {
+            return true;
+        }
         let name = name.to_string_lossy();
         if archive == BASE { name != "lost+found" } else { name.starts_with(&self.ground.version_folder) }
     }

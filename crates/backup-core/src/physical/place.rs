@@ -11,8 +11,9 @@ use std::sync::Arc;
 use rustix::process::{Pid, test_kill_process};
 
 use super::BASE;
+use super::clear::{Clearing, Names};
 use super::configuration::{self, Outside};
-use super::delta::{self, Clearing, Names};
+use super::delta;
 use super::journal::{Done, Head, Journal, MARKER, Mark, boot};
 use super::recovery::Recovery;
 use super::restore::{PG_CONTROL, PG_CONTROL_UNTIL_THEN};
@@ -32,7 +33,7 @@ pub(super) struct Wanted {
     pub(super) targets: BTreeMap<String, PathBuf>,
     /// The backup's system identifier, where an existing data directory may be restored over.
     pub(super) over: Option<u64>,
-    /// See [`delta::version_folder`].
+    /// See [`version_folder`](super::clear::version_folder).
     pub(super) version_folder: String,
 }
 
@@ -136,8 +137,10 @@ impl Looked {
         let journal = match (&begin, journal) {
             (Begin::GoingOn, Some(journal)) => journal,
             (_, journal) => {
-                make_folder(&base, 0o700, owner)?;
                 let over = if matches!(begin, Begin::Over) { wanted.over } else { None };
+                if over.is_none() {
+                    make_folder(&base, 0o700, owner)?;
+                }
                 match journal {
                     Some(journal) => journal.begin_anew(wanted.head(over))?,
                     None => Journal::begin(&base, wanted.head(over))?,
@@ -153,7 +156,10 @@ impl Looked {
             place.put_control_away()?;
         }
         for path in place.targets.values() {
-            make_folder(path, 0o700, owner)?;
+            // The mode of a data directory that is there, 0700 or 0750, is not in a backup.
+            if !matches!(begin, Begin::Over) || !path.is_dir() {
+                make_folder(path, 0o700, owner)?;
+            }
             if matches!(begin, Begin::Emptied) {
                 empty(path)?;
             }
@@ -194,8 +200,10 @@ impl Place {
             std::fs::rename(control, until_then).map_err(failed)?;
         }
         let Some(bytes) = self.done().settings else { return Ok(()) };
-        let settings = OpenOptions::new().write(true).open(self.base.join(AUTO_CONF));
-        settings.and_then(|file| file.set_len(bytes)).map_err(failed)
+        match OpenOptions::new().write(true).open(self.base.join(AUTO_CONF)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            settings => settings.and_then(|file| file.set_len(bytes)).map_err(failed),
+        }
     }
 
     /// Takes `pg_control` away from a data directory, so that no server starts on it. One that began to start before

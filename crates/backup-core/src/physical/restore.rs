@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
 use super::chain::{Chain, Resumed};
+use super::clear::{Names, version_folder};
 use super::configuration;
-use super::delta::{Names, version_folder};
 use super::dump::{TablespaceOf, position};
 use super::files::Counts;
 use super::place::{Looked, Wanted};
@@ -103,11 +103,14 @@ impl DataDirectory {
 
     fn wanted(&self, parts: &dyn PartSource, ctx: &Ctx) -> Result<Wanted> {
         let text = |name: &str| parts.facts().get(name).and_then(Value::as_str);
+        let folder = version_folder(parts.facts().get("server_version"));
         let over = if self.delta {
             let system = text("system_identifier").and_then(|system| system.parse().ok());
-            let unknown =
-                || Error::new(ErrorKind::Integrity, "the backup does not say which cluster it is of");
-            Some(system.ok_or_else(unknown)?)
+            let unknown = || {
+                Error::new(ErrorKind::Integrity, "the backup does not say of which cluster or version it is")
+                    .with_hint("restore it into a new folder")
+            };
+            Some(system.filter(|_| folder.is_some()).ok_or_else(unknown)?)
         } else {
             None
         };
@@ -115,7 +118,7 @@ impl DataDirectory {
             backup: ctx.backup.as_ref().map(ToString::to_string).unwrap_or_default(),
             targets: self.targets(parts.contents())?,
             over,
-            version_folder: version_folder(parts.facts().get("server_version")),
+            version_folder: folder.unwrap_or_default(),
         })
     }
 }

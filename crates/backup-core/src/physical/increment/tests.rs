@@ -19,7 +19,7 @@ use crate::dumper::{Ctx, PartInfo, PartSink, PartSource, PartSpec, PartWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Silent;
 use crate::physical::chain::Chain;
-use crate::physical::delta::Names;
+use crate::physical::clear::Names;
 use crate::physical::files::Counts;
 use crate::physical::place::{Looked, Wanted};
 use crate::physical::{BASE, MANIFEST};
