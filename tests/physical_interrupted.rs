@@ -5,9 +5,10 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
-use pgark::ErrorKind;
 use pgark::physical::DataDirectory;
+use pgark::{CancellationToken, ErrorKind, Event};
 use serde_json::{Value, json};
 use support::physical::{BackedUp, Tree, assert_same, back_up, tree};
 use support::{connect, fingerprint, sample, server, sql};
@@ -217,4 +218,39 @@ async fn links_are_not_followed() {
     std::fs::remove_file(it.target.join("stray")).unwrap();
     it.began_anew();
     assert_eq!(std::fs::read_to_string(other).unwrap(), "mine");
+}
+
+/// Within one process the next restore may begin while the last bytes of the one before are being written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_cancelled_goes_on_at_once() {
+    let server = server();
+    sql(&server, "postgres", &sample(20_000)).await;
+    let backup = back_up(&server).await;
+    let (target, whole) = (server.folder().join("restored"), server.folder().join("whole"));
+    let all = backup.restored(DataDirectory::at(&whole)).await.unwrap().raw_bytes;
+    let mut steps = Vec::new();
+    for share in 1..6 {
+        let cancel = CancellationToken::new();
+        let (told, canceller, until) = (Arc::new(Mutex::new(Vec::new())), cancel.clone(), all * share / 6);
+        let heard = Arc::clone(&told);
+        let observer = move |event: &Event| match event {
+            Event::Progress { raw_bytes, .. } if *raw_bytes >= until => canceller.cancel(),
+            Event::Step { what } => heard.lock().unwrap().push(what.clone()),
+            _ => {}
+        };
+        match backup.watched(DataDirectory::at(&target), Arc::new(observer), &cancel).await {
+            Ok(_) => break,
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Cancelled, "{e:?}");
+                assert!(!target.join("global/pg_control").exists());
+            }
+        }
+        steps.append(&mut told.lock().unwrap());
+    }
+    let wanted = "going on with an interrupted restore: ";
+    assert!(steps.iter().any(|step| step.starts_with(wanted)), "{steps:?}");
+    if target.join("pgark.restore").exists() {
+        backup.restore(DataDirectory::at(&target)).await.unwrap();
+    }
+    assert_same(&tree(&target), &tree(&whole));
 }

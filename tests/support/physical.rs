@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use pgark::event::Silent;
 use pgark::physical::{BaseBackupDump, DataDirectory};
 use pgark::postgres::{ConnInfo, TempServer};
 use pgark::repository::BackupRecord;
-use pgark::{Backup, CancellationToken, Repository, Restore, Restored, Result};
+use pgark::{Backup, CancellationToken, Observer, Repository, Restore, Restored, Result};
 
 use super::{keys, memory_repository};
 
@@ -47,12 +49,23 @@ impl BackedUp {
 
     /// What the restore told.
     pub async fn restored(&self, into: DataDirectory) -> Result<Restored> {
+        self.watched(into, Arc::new(Silent), &CancellationToken::new()).await
+    }
+
+    /// The same, with somebody who watches it, and may cancel it.
+    pub async fn watched(
+        &self,
+        into: DataDirectory,
+        observer: Arc<dyn Observer>,
+        cancel: &CancellationToken,
+    ) -> Result<Restored> {
         Restore::builder()
             .backup(self.repository.clone(), self.record.clone())
             .restorer(into)
             .encryptor(pgark::crypt::Age::new().identities(self.identity.clone()))
+            .observer(observer)
             .build()?
-            .run(&CancellationToken::new())
+            .run(cancel)
             .await
     }
 }
