@@ -139,27 +139,6 @@ async fn tablespaces_never_point_into_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restore_that_was_interrupted_runs_again() {
-    let server = server();
-    sql(&server, "postgres", &sample(1000)).await;
-    let backup = back_up(&server).await;
-    let target = server.folder().join("restored");
-    backup.restore(DataDirectory::at(&target)).await.unwrap();
-    // A folder with something in it is left alone.
-    let error = backup.restore(DataDirectory::at(&target)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
-    // As if it had been killed: the marker is there, files are cut or missing, and no server starts on it.
-    std::fs::write(target.join("pgark.restore"), target.display().to_string()).unwrap();
-    std::fs::rename(target.join("global/pg_control"), target.join("global/pg_control.pgark")).unwrap();
-    std::fs::remove_file(target.join("PG_VERSION")).unwrap();
-    std::fs::write(target.join("base/1/1259"), "cut").unwrap();
-    backup.restore(DataDirectory::at(&target)).await.unwrap();
-    let copy = server.start_on(&target).unwrap();
-    let (before, after) = (connect(&server.url("postgres")).await, connect(&copy.url("postgres")).await);
-    assert_eq!(fingerprint(&before).await, fingerprint(&after).await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_a_physical_backup_needs_is_asked_for() {
     let mut options = TempServerOptions::default();
     options.settings.push("max_wal_senders = 1".into());

@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pgark::physical::{BaseBackupDump, DataDirectory, Parent};
@@ -13,7 +12,7 @@ use pgark::postgres::{TempServer, TempServerOptions};
 use pgark::repository::BackupRecord;
 use pgark::{CancellationToken, ErrorKind, Summary};
 use support::chain::{Home, all, of};
-use support::physical::start_following;
+use support::physical::{folder_for, start_following, verified};
 use support::{connect, containers, fingerprint, left_out, recovered, sample, server, server_with};
 
 /// What a client sees: every table as a whole, and what indexes and visibility map say about it.
@@ -59,16 +58,6 @@ fn run(server: &TempServer, program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program}: {words}");
 }
 
-/// The restored files are those of the server's manifest, and nothing else; and no page or index is broken.
-fn verified(server: &TempServer, data: &Path) {
-    let ignore = ["backup_label.old", "postgresql.auto.conf", "recovery.signal", "pg_wal", "tablespace_map"]
-        .map(|f| format!("--ignore={f}"));
-    let data = data.display().to_string();
-    let mut args = vec!["--no-parse-wal", "--quiet", &data];
-    args.extend(ignore.iter().map(String::as_str));
-    run(server, "pg_verifybackup", &args);
-}
-
 fn amcheck(copy: &TempServer) {
     let host = copy.folder().display().to_string();
     run(
@@ -76,15 +65,6 @@ fn amcheck(copy: &TempServer) {
         "pg_amcheck",
         &["-h", &host, "-U", "postgres", "--all", "--install-missing", "--heapallindexed"],
     );
-}
-
-fn folder_for(server: &TempServer, name: &str) -> PathBuf {
-    use std::os::unix::fs::MetadataExt;
-    let path = server.folder().join(name);
-    std::fs::create_dir(&path).unwrap();
-    let owner = std::fs::metadata(server.data()).unwrap();
-    std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
-    path
 }
 
 /// Tables for what is done to them. None of them is touched by autovacuum.

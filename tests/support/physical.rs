@@ -1,12 +1,15 @@
 //! Physical backups of throwaway servers.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use pgark::event::Silent;
 use pgark::physical::{BaseBackupDump, DataDirectory};
 use pgark::postgres::{ConnInfo, TempServer};
 use pgark::repository::BackupRecord;
-use pgark::{Backup, CancellationToken, Repository, Restore, Result};
+use pgark::{Backup, CancellationToken, Observer, Repository, Restore, Restored, Result};
 
 use super::{keys, memory_repository};
 
@@ -41,15 +44,88 @@ pub async fn back_up_from(connection: ConnInfo) -> BackedUp {
 
 impl BackedUp {
     pub async fn restore(&self, into: DataDirectory) -> Result<()> {
+        self.restored(into).await.map(drop)
+    }
+
+    /// What the restore told.
+    pub async fn restored(&self, into: DataDirectory) -> Result<Restored> {
+        self.watched(into, Arc::new(Silent), &CancellationToken::new()).await
+    }
+
+    /// The same, with somebody who watches it, and may cancel it.
+    pub async fn watched(
+        &self,
+        into: DataDirectory,
+        observer: Arc<dyn Observer>,
+        cancel: &CancellationToken,
+    ) -> Result<Restored> {
         Restore::builder()
             .backup(self.repository.clone(), self.record.clone())
             .restorer(into)
             .encryptor(pgark::crypt::Age::new().identities(self.identity.clone()))
+            .observer(observer)
             .build()?
-            .run(&CancellationToken::new())
+            .run(cancel)
             .await
-            .map(drop)
     }
+}
+
+/// Everything below a folder: mode, and contents or what a link leads to.
+pub type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+
+pub fn tree(folder: &Path) -> Tree {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::MetadataExt;
+    let (mut tree, mut folders) = (Tree::new(), vec![PathBuf::new()]);
+    while let Some(below) = folders.pop() {
+        for entry in std::fs::read_dir(folder.join(&below)).unwrap() {
+            let entry = entry.unwrap();
+            let (name, found) = (below.join(entry.file_name()), entry.metadata().unwrap());
+            let contents = if found.is_symlink() {
+                std::fs::read_link(entry.path()).unwrap().into_os_string().into_vec()
+            } else if found.is_dir() {
+                folders.push(name.clone());
+                Vec::new()
+            } else {
+                std::fs::read(entry.path()).unwrap()
+            };
+            tree.insert(name, (found.mode(), contents));
+        }
+    }
+    tree
+}
+
+/// Says in what two folders differ, without their contents.
+pub fn assert_same(found: &Tree, wanted: &Tree) {
+    let names = |a: &Tree, b: &Tree| -> Vec<PathBuf> {
+        a.iter().filter(|(name, entry)| b.get(*name) != Some(entry)).map(|(name, _)| name.clone()).collect()
+    };
+    assert_eq!(
+        (names(found, wanted), names(wanted, found)),
+        (vec![], vec![]),
+        "other files, and missing ones"
+    );
+}
+
+/// The restored files are those of the server's manifest, and nothing else.
+pub fn verified(server: &TempServer, data: &Path) {
+    let ignored = ["backup_label.old", "postgresql.auto.conf", "recovery.signal", "pg_wal", "tablespace_map"];
+    let ignored = ignored.map(|name| format!("--ignore={name}"));
+    let data = data.display().to_string();
+    let mut args = vec!["--no-parse-wal", "--quiet", &data];
+    args.extend(ignored.iter().map(String::as_str));
+    let output = Command::new(server.bin().join("pg_verifybackup")).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A folder beside the server's data, which belongs to it.
+pub fn folder_for(server: &TempServer, name: &str) -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let path = server.folder().join(name);
+    std::fs::create_dir(&path).unwrap();
+    let owner = std::fs::metadata(server.data()).unwrap();
+    std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    path
 }
 
 /// Runs a server's program as the user that the server belongs to.

@@ -156,15 +156,23 @@ pub(crate) struct ShowArgs {
 }
 
 #[derive(Args)]
+// The comments are the help that people read in a terminal.
+#[allow(clippy::doc_markdown)]
 pub(crate) struct RestoreArgs {
     /// latest, an id, or the beginning of one [default: the newest; with a target the newest from before it]
     pub(crate) backup: Option<String>,
     /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
-    /// Of a physical backup, the new data directory; one that exists must be empty. An increment is restored with all that it builds on
+    /// Of a physical backup, the new data directory; one that exists must be empty, or what a killed restore left: it goes
+    /// on. An increment is restored with all that it builds on
     #[arg(long, value_name = "FOLDER", conflicts_with = "into")]
     pub(crate) target_dir: Option<PathBuf>,
+    /// Restores over the data directory that is there, and writes only what differs: its server must be stopped, and it
+    /// must be of the cluster that was backed up. What the backup does not have is removed, its WAL too; a link of
+    /// pg_wal is kept, and its folder emptied. A tablespace is restored over where the directory's own link leads to it
+    #[arg(long, requires = "target_dir")]
+    pub(crate) delta: bool,
     /// Puts a tablespace elsewhere than it was (may be given several times)
     #[arg(long, value_name = "OID=FOLDER", requires = "target_dir", value_parser = tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,

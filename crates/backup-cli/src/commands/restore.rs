@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -6,7 +7,7 @@ use pgark::physical::{DataDirectory, KIND, Recovery, Target};
 use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
 use pgark::{CancellationToken, Repository, Restore, Restored, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{catalog, find};
 use crate::args::{Cli, RestoreArgs, apply_jobs};
@@ -26,7 +27,7 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     } else {
         let folder = args.target_dir.as_deref().unwrap_or(Path::new("."));
         let (record, recovery) = plan(cli, args, &settings, &repository, &catalog).await?;
-        let to = DataDirectory::at(folder).recovery(recovery);
+        let to = DataDirectory::at(folder).recovery(recovery).delta(args.delta);
         let to = args.tablespace_map.iter().fold(to, |to, (oid, path)| to.tablespace(*oid, path));
         builder.backup(repository, record).restorer(to)
     };
@@ -75,13 +76,24 @@ fn text(args: &RestoreArgs, restored: &Restored, begun: Instant) -> String {
         Some(folder) => format!("data directory {}", folder.display()),
         None => format!("database {}", text("database")),
     };
-    format!(
+    let mut said = format!(
         "restored {} into {place} of PostgreSQL {}: {} in {:.1} s\n",
         restored.backup.id,
         text("server_version"),
         render::bytes(restored.raw_bytes),
         begun.elapsed().as_secs_f64(),
-    )
+    );
+    let number = |value: Option<&Value>| value.and_then(Value::as_u64).unwrap_or_default();
+    if let Some(resumed) = restored.target.get("resumed").filter(|resumed| resumed.is_object()) {
+        let (parts, done) = (number(resumed.get("parts")), number(resumed.get("done")));
+        let _ = writeln!(said, "went on with an interrupted restore: {done} of {parts} parts were there");
+    }
+    if args.delta {
+        let bytes = |name: &str| render::bytes(number(restored.target.get(name)));
+        let (written, same) = (bytes("written_bytes"), bytes("same_bytes"));
+        let _ = writeln!(said, "written: {written}; there already: {same}");
+    }
+    said
 }
 
 /// The backup, and how it recovers, when the WAL leads to the target.

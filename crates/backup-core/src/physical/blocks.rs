@@ -62,10 +62,10 @@ impl BlocksWriter {
         Ok(())
     }
 
-    /// Checks that all of them came.
-    pub(super) fn finish(self) -> Result<()> {
+    /// Checks that all of them came; how many bytes they have.
+    pub(super) fn finish(self) -> Result<u64> {
         if self.at == self.blocks.len() as u64 * u64::from(self.block_bytes) {
-            return Ok(());
+            return Ok(self.at);
         }
         Err(damaged(&self.path, "they are cut"))
     }

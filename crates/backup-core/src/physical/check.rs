@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::increment::made_path;
 use super::manifest::bytes_of_hex;
 use super::relation::relation_file;
-use super::restore::{LEFT_OUT, below};
+use super::restore::LEFT_OUT;
+use super::unpack::below;
 use super::{BASE, overlay};
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Lsn, Page};
@@ -25,7 +26,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// A file of `backup_manifest` (`backup_manifest.c`, PostgreSQL 15 to 18).
 #[derive(Deserialize)]
-struct Listed {
+pub(super) struct Listed {
     #[serde(rename = "Path")]
     path: Option<String>,
     /// The same in hexadecimal, where it is not UTF-8.
@@ -37,6 +38,17 @@ struct Listed {
     algorithm: Option<String>,
     #[serde(rename = "Checksum")]
     checksum: Option<String>,
+}
+
+impl Listed {
+    /// Its path in the data directory.
+    pub(super) fn path(&self) -> Result<PathBuf> {
+        match (&self.path, &self.encoded) {
+            (Some(path), _) => below(path.as_bytes()),
+            (None, Some(hex)) => below(&bytes_of_hex(hex).unwrap_or_default()),
+            (None, None) => Ok(PathBuf::new()),
+        }
+    }
 }
 
 /// What is known of pages.
@@ -122,11 +134,7 @@ fn check_file(
     buffer: &mut [u8],
     stop: &CancellationToken,
 ) -> Result<()> {
-    let path = match (&listed.path, &listed.encoded) {
-        (Some(path), _) => below(path.as_bytes())?,
-        (None, Some(hex)) => below(&bytes_of_hex(hex).unwrap_or_default())?,
-        (None, None) => PathBuf::new(),
-    };
+    let path = listed.path()?;
     if let Some(made) = made_path(path.as_os_str().as_bytes()) {
         let Some(pages) = pages else { return Ok(()) };
         return check_pages(base, &below(&made)?, pages, buffer, stop);
@@ -212,7 +220,7 @@ fn check_pages(
 }
 
 /// Reads the manifest file by file: with 100,000 of them it is 20 MB.
-fn parse(manifest: impl Read, files: SyncSender<Listed>) -> serde_json::Result<()> {
+pub(super) fn parse(manifest: impl Read, files: SyncSender<Listed>) -> serde_json::Result<()> {
     let mut manifest = serde_json::Deserializer::from_reader(manifest);
     Manifest(files).deserialize(&mut manifest)?;
     manifest.end()

@@ -12,8 +12,8 @@ use tar::{EntryType, Header};
 
 use super::blocks::{BlocksWriter, damaged};
 use super::increment::made_path;
-use super::restore::{Unpacker, below};
 use super::tar::{Piece, Reader};
+use super::unpack::{Unpacker, below};
 use crate::error::Result;
 
 const MAGIC: u32 = 0xd3ae_1f0d;
@@ -65,7 +65,9 @@ impl IncrementalUnpacker {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.blocks.take().map_or(Ok(()), Overlay::finish)?;
+        if let Some(blocks) = self.blocks.take() {
+            self.files.counts().add_written(blocks.finish()?);
+        }
         self.files.end()
     }
 
@@ -97,7 +99,8 @@ impl Overlay {
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    /// How many bytes were written.
+    fn finish(self) -> Result<u64> {
         self.writer.ok_or_else(|| damaged(&self.path, "they are cut"))?.finish()
     }
 }

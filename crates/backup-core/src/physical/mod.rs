@@ -6,19 +6,24 @@
 mod blocks;
 mod chain;
 mod check;
+mod clear;
 mod configuration;
+mod delta;
 mod dump;
 mod files;
 mod increment;
 mod incremental;
+mod journal;
 mod manifest;
 mod overlay;
+mod place;
 mod plan;
 mod recovery;
 mod relation;
 mod restore;
 mod shards;
 mod tar;
+mod unpack;
 mod wal;
 
 pub(crate) use dump::size_of_setting;

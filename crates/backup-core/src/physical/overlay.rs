@@ -8,20 +8,24 @@ use std::fs::{Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use tar::Header;
 
 use super::blocks::{BlocksWriter, damaged, no_predecessor};
+use super::files::Counts;
 use super::increment::{BLOCKS, Entry, FILES, ListReader, Stored, Window};
-use super::restore::{MARKER, PG_CONTROL, PG_CONTROL_UNTIL_THEN, Unpacker, below, make_folder};
+use super::journal::{Journal, MARKER};
+use super::restore::{PG_CONTROL, PG_CONTROL_UNTIL_THEN};
 use super::tar::{Piece, Reader};
+use super::unpack::{Existing, Unpacker, below, has_mode, make_folder};
 use super::{BASE, LIST};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What the list of an increment needs to know of the restore.
+/// What writing files needs to know of the restore.
 #[derive(Clone)]
 pub(super) struct Ground {
     /// Where each archive goes.
@@ -30,6 +34,13 @@ pub(super) struct Ground {
     pub(super) owner: Option<(u32, u32)>,
     /// Whether it is the backup that was asked for: an older one may have tablespaces that were dropped since.
     pub(super) newest: bool,
+    /// What may stand where a file goes.
+    pub(super) existing: Existing,
+    /// What a tablespace's folder has of this cluster begins so; the rest of it is of no concern.
+    pub(super) version_folder: String,
+    pub(super) counts: Arc<Counts>,
+    /// The folders are locked as long as anybody may write there.
+    pub(super) journal: Arc<Journal>,
 }
 
 /// Does what the list of an increment says, before its files come.
@@ -83,6 +94,8 @@ impl Lister {
             Stored::Folder if found.as_ref().is_some_and(Metadata::is_dir) => {
                 set_mode(&path, found, entry.mode)
             }
+            // It may lie elsewhere where a data directory is restored over.
+            Stored::Folder if entry.archive == BASE && entry.path == b"pg_wal" && path.is_dir() => Ok(()),
             Stored::Folder => {
                 remove(&path, found.as_ref())?;
                 make_folder(&path, entry.mode, self.ground.owner)
@@ -106,6 +119,16 @@ impl Lister {
         }
     }
 
+    /// Whether something at the root of an archive's folder is of the cluster at all: folders that were empty have nothing
+    /// else.
+    fn is_of_cluster(&self, archive: &str, name: &Path) -> bool {
+        if self.ground.existing != Existing::WrittenOver {
+            return true;
+        }
+        let name = name.to_string_lossy();
+        if archive == BASE { name != "lost+found" } else { name.starts_with(&self.ground.version_folder) }
+    }
+
     /// Removes what is not in the list.
     fn remove_absent(&self) -> Result<()> {
         for (archive, root) in &self.ground.targets {
@@ -117,8 +140,10 @@ impl Lister {
                     let entry = entry.map_err(listing)?;
                     let (name, found) = (folder.join(entry.file_name()), entry.metadata().map_err(listing)?);
                     // The links are those that this restore made; another archive may have its folder here.
+                    let at_root = folder.as_os_str().is_empty();
                     let ours = found.is_symlink()
                         || (archive == BASE && name == Path::new(MARKER))
+                        || (at_root && !self.is_of_cluster(archive, &name))
                         || self.ground.targets.values().any(|target| *target == entry.path());
                     if ours {
                         continue;
@@ -150,7 +175,7 @@ pub(super) fn on_disk(archive: &str, path: PathBuf) -> PathBuf {
 }
 
 fn set_mode(path: &Path, found: Option<Metadata>, mode: u32) -> Result<()> {
-    if found.is_some_and(|found| found.permissions().mode() & 0o777 == mode) {
+    if found.is_some_and(|found| has_mode(&found, mode)) {
         return Ok(());
     }
     std::fs::set_permissions(path, Permissions::from_mode(mode))
@@ -226,7 +251,9 @@ impl DeltaUnpacker {
     }
 
     fn end_blocks(&mut self) -> Result<()> {
-        self.blocks.take().map_or(Ok(()), WindowWriter::finish)
+        let Some(blocks) = self.blocks.take() else { return Ok(()) };
+        self.files.counts().add_written(blocks.finish()?);
+        Ok(())
     }
 }
 
@@ -275,7 +302,8 @@ impl WindowWriter {
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    /// How many bytes were written.
+    fn finish(self) -> Result<u64> {
         self.writer.ok_or_else(|| damaged(&self.path, "they are cut"))?.finish()
     }
 }

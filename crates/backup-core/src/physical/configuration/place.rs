@@ -40,7 +40,7 @@ struct Target {
 /// Makes configuration files in a restored data directory, so that a server starts on it: from those that were
 /// saved, with what they include, and without the settings that name the source's folders. Returns what it wrote.
 ///
-/// `folder` has the saved files as they were.
+/// `folder` has the saved files as they were. It can be done again.
 pub(in crate::physical) fn place(base: &Path, folder: &Path, outside: &Outside) -> io::Result<Vec<PathBuf>> {
     let mut files = Files::new();
     collect(folder, Path::new("/"), &mut files)?;
@@ -71,14 +71,12 @@ pub(in crate::physical) fn place(base: &Path, folder: &Path, outside: &Outside) 
             None => None,
         };
         if let Some(text) = text {
+            // The file is there as it was or as it will be, also where this is interrupted.
+            let new = base.join(format!("{}.pgark", target.name));
             let mut options = OpenOptions::new();
-            options
-                .create(true)
-                .write(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&path)?
-                .write_all(text.as_bytes())?;
+            options.create(true).write(true).truncate(true).mode(0o600);
+            options.open(&new)?.write_all(text.as_bytes())?;
+            std::fs::rename(new, &path)?;
             written.push(path);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -15,10 +16,12 @@ use super::compare::Comparer;
 use super::intake::{Coming, Intake};
 use super::map::{BlockMap, MapKey};
 use crate::dumper::{Ctx, PartInfo, PartSink, PartSource, PartSpec, PartWriter};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Silent;
-use crate::physical::chain::unpack_chain;
-use crate::physical::restore::Place;
+use crate::physical::chain::Chain;
+use crate::physical::clear::Names;
+use crate::physical::files::Counts;
+use crate::physical::place::{Looked, Wanted};
 use crate::physical::{BASE, MANIFEST};
 use crate::repository::Digest;
 use crate::state::HostState;
@@ -226,6 +229,8 @@ struct Source {
     stored: Stored,
     ancestors: Vec<Arc<dyn PartSource>>,
     none: Map<String, Value>,
+    /// Pieces that come before the store answers no more.
+    pieces: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -254,7 +259,12 @@ impl PartSource for Source {
             .step_by(3001)
             .map(|at| Ok(bytes.slice(at..bytes.len().min(at + 3001))))
             .collect();
-        Ok(futures::stream::iter(pieces).boxed())
+        let left = Arc::clone(&self.pieces);
+        let or_lost = move |piece| {
+            let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            taken.map_err(|_| Error::new(ErrorKind::StoreUnavailable, "the store is gone")).and(piece)
+        };
+        Ok(futures::stream::iter(pieces).map(or_lost).boxed())
     }
 
     fn ancestors(&self) -> &[Arc<dyn PartSource>] {
@@ -313,7 +323,34 @@ fn restored(root: &Path, archive: &'static str, files: &mut Files) {
     }
 }
 
-async fn chain_comes_back(steps: &[Vec<Change>], piece: usize) {
+/// A data directory with other contents, and links and files of nobody.
+fn another_state(base: &Path, space: &Path, files: &Files) {
+    for ((archive, path), contents) in files {
+        let root = if *archive == BASE { base } else { space };
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut contents = contents.clone();
+        if let Some(byte) = contents.get_mut(5000) {
+            *byte ^= 1;
+        }
+        contents.truncate(70_000);
+        std::fs::write(path, contents).unwrap();
+    }
+    for folder in ["global", "pg_tblspc", "stray/below"] {
+        std::fs::create_dir_all(base.join(folder)).unwrap();
+    }
+    for (file, contents) in
+        [("global/pg_control", &[7; 8][..]), ("stray/below/file", b"x"), ("PG_VERSION", b"?")]
+    {
+        std::fs::write(base.join(file), contents).unwrap();
+    }
+    std::os::unix::fs::symlink(space, base.join("pg_tblspc").join(SPACE)).unwrap();
+    std::os::unix::fs::symlink("/", base.join("stray/root")).unwrap();
+}
+
+/// `cuts` say after how many pieces each restore is interrupted; the one after them ends. Restored over another state of
+/// the cluster or not.
+async fn chain_comes_back(steps: &[Vec<Change>], piece: usize, cuts: &[usize], over: bool) {
     let folder = tempfile::tempdir().unwrap();
     let state = HostState::at(folder.path().join("state"));
     let mut files = Files::from([
@@ -323,6 +360,11 @@ async fn chain_comes_back(steps: &[Vec<Change>], piece: usize) {
         ((SPACE, "PG_15_202209061/5/300".to_owned()), vec![3; 20 * BLOCK]),
     ]);
     let mut chain: Vec<Arc<dyn PartSource>> = Vec::new();
+    let pieces = Arc::new(AtomicUsize::new(usize::MAX));
+    let source = |stored, ancestors| -> Arc<dyn PartSource> {
+        Arc::new(Source { stored, ancestors, none: Map::new(), pieces: Arc::clone(&pieces) })
+    };
+    let (base, space) = (folder.path().join("data"), folder.path().join("space"));
     let mut digest = None;
     let mut last = None;
     for (number, changes) in steps.iter().enumerate() {
@@ -332,21 +374,42 @@ async fn chain_comes_back(steps: &[Vec<Change>], piece: usize) {
         let (stored, next) = back_up(&files, &state, number, digest, piece).await;
         digest = Some(next);
         if let Some(stored) = last.replace(stored) {
-            chain.push(Arc::new(Source { stored, ancestors: Vec::new(), none: Map::new() }));
+            chain.push(source(stored, Vec::new()));
+        }
+        if over && number == steps.len() / 2 {
+            another_state(&base, &space, &files);
         }
     }
-    let base = folder.path().join("data");
-    let targets =
-        BTreeMap::from([(BASE.to_owned(), base.clone()), (SPACE.to_owned(), folder.path().join("space"))]);
-    let place = Place::prepare(&targets).unwrap();
-    let newest: Arc<dyn PartSource> =
-        Arc::new(Source { stored: last.unwrap(), ancestors: chain, none: Map::new() });
+    let targets = BTreeMap::from([(BASE.to_owned(), base.clone()), (SPACE.to_owned(), space.clone())]);
+    let newest = source(last.unwrap(), chain);
+    let first = Arc::clone(newest.ancestors().first().unwrap_or(&newest));
+    let wanted = Wanted {
+        backup: "b".to_owned(),
+        targets,
+        over: over.then_some(u64::from_le_bytes([7; 8])),
+        version_folder: String::new(),
+    };
     let ctx = Ctx::new(crate::CancellationToken::new(), 2, Arc::new(Silent));
-    unpack_chain(&newest, &targets, &place, &ctx).await.unwrap();
+    for cut in cuts.iter().copied().chain([usize::MAX]) {
+        let looked = Looked::at(wanted.clone()).unwrap();
+        let needs_names = looked.needs_names();
+        let names = if needs_names { Names::of(&*first).await.unwrap() } else { Names::default() };
+        let (place, _) = looked.prepare(&names).unwrap();
+        let counts = Arc::new(Counts::default());
+        let version_folder = String::new();
+        let chain = Chain { parts: &newest, place: &place, version_folder, counts: &counts };
+        pieces.store(cut, Ordering::SeqCst);
+        let unpacked = chain.unpack(&ctx).await;
+        pieces.store(usize::MAX, Ordering::SeqCst);
+        match unpacked {
+            Ok(()) => break,
+            Err(e) => assert!(cut < usize::MAX && format!("{e:?}").contains("the store is gone"), "{e:?}"),
+        }
+    }
 
     let mut found = Files::new();
     restored(&base, BASE, &mut found);
-    restored(&folder.path().join("space"), SPACE, &mut found);
+    restored(&space, SPACE, &mut found);
     found.retain(|(_, path), _| path != "backup_manifest" && path != "pgark.restore");
     let names = |files: &Files| files.iter().map(|(k, v)| (k.clone(), v.len())).collect::<Vec<_>>();
     assert_eq!(names(&found), names(&files));
@@ -361,7 +424,17 @@ proptest! {
         piece in prop_oneof![Just(32 * 1024_usize), 100_usize..9000],
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        runtime.block_on(chain_comes_back(&steps, piece));
+        runtime.block_on(chain_comes_back(&steps, piece, &[], false));
+    }
+
+    #[test]
+    fn a_chain_is_what_was_sent_last_however_often_its_restore_is_interrupted(
+        steps in proptest::collection::vec(proptest::collection::vec(change(), 0..7), 1..6),
+        cuts in proptest::collection::vec(0_usize..60, 1..8),
+        over: bool,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(chain_comes_back(&steps, 5000, &cuts, over));
     }
 }
 
