@@ -434,3 +434,63 @@ fn sync_all(path: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data_directory(folder: &Path) -> (PathBuf, Wanted) {
+        let base = folder.join("data");
+        for name in ["PG_VERSION", "global/other", "base/1/1"] {
+            std::fs::create_dir_all(base.join(name).parent().unwrap()).unwrap();
+            std::fs::write(base.join(name), name).unwrap();
+        }
+        std::fs::write(base.join(PG_CONTROL), 7_u64.to_le_bytes()).unwrap();
+        let wanted = Wanted {
+            backup: "b".to_owned(),
+            targets: [(BASE.to_owned(), base.clone())].into(),
+            over: Some(7),
+            version_folder: "PG_15_".to_owned(),
+        };
+        (base, wanted)
+    }
+
+    #[test]
+    fn a_server_that_begins_to_start_meanwhile_gets_its_files_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, wanted) = data_directory(folder.path());
+        let looked = Looked::at(wanted.clone()).unwrap();
+        std::fs::write(base.join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
+        let error = looked.prepare(&Names::default()).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+        assert!(!base.join(MARKER).exists() && !base.join(PG_CONTROL_UNTIL_THEN).exists());
+        let left =
+            ["PG_VERSION", "global/other", "base/1/1", PG_CONTROL].map(|name| base.join(name).exists());
+        assert_eq!(left, [true; 4]);
+        assert_eq!(Looked::at(wanted).unwrap_err().kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn a_journal_that_was_cut_while_it_began_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, wanted) = data_directory(folder.path());
+        std::fs::write(base.join(MARKER), "pgark restore 1\nbackup b\n").unwrap();
+        // What is there is a data directory as it was.
+        let without = Wanted { over: None, ..wanted.clone() };
+        assert_eq!(Looked::at(without.clone()).unwrap_err().kind(), ErrorKind::Conflict);
+        assert!(matches!(Looked::at(wanted.clone()).unwrap().begin, Begin::Over));
+        let other = Wanted { over: Some(8), ..wanted.clone() };
+        assert_eq!(Looked::at(other.clone()).unwrap_err().kind(), ErrorKind::Conflict);
+        let (place, _) = Looked::at(wanted.clone()).unwrap().prepare(&Names::default()).unwrap();
+        assert!(!base.join(PG_CONTROL).exists() && !base.join("base").exists());
+        drop(place);
+        // From here on the journal says which cluster it was of.
+        assert!(matches!(Looked::at(wanted).unwrap().begin, Begin::GoingOn));
+        assert_eq!(Looked::at(other).unwrap_err().kind(), ErrorKind::Conflict);
+        // An empty folder with such a journal is empty.
+        std::fs::remove_dir_all(&base).unwrap();
+        std::fs::create_dir(&base).unwrap();
+        std::fs::write(base.join(MARKER), "pga").unwrap();
+        assert!(matches!(Looked::at(without).unwrap().begin, Begin::Empty));
+    }
+}
