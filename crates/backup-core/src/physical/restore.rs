@@ -102,6 +102,7 @@ impl Restorer for DataDirectory {
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
         let targets = self.targets(parts.contents())?;
         let (timeline, end) = position(parts.facts())?;
+        self.recovery.check_wal_of(parts.facts())?;
         let place = Place::prepare(&targets)?;
         let restored = tokio::select! {
             biased;
