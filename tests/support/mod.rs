@@ -13,6 +13,7 @@
 pub mod bytes;
 pub mod containers;
 pub mod counting;
+pub mod dice;
 pub mod physical;
 
 use std::path::Path;

@@ -138,7 +138,6 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::event::Silent;
     use crate::postgres::Lsn;
 
     const SIZE: u64 = 16 << 20;
@@ -169,25 +168,35 @@ mod tests {
         }
     }
 
-    async fn wait(segments: u64, limit: u64, seconds: u64) -> Result<()> {
+    /// What it told, and how it ended.
+    async fn wait(segments: u64, limit: u64, longest: Duration) -> (Vec<Event>, Result<()>) {
         let archive = Arc::new(Coming { looks: Mutex::new(0), first: 5, limit });
-        let from = FromArchive { archive, wait: Duration::from_secs(seconds) };
+        let from = FromArchive { archive, wait: longest };
         let (start, end) = (Lsn(5 * SIZE + 40), Lsn((5 + segments) * SIZE));
         let span = BackupSpan { timeline: 1, start, end, segment_bytes: SIZE, brings_wal: false };
-        from.wait(span, &Silent).await
+        let told = Mutex::new(Vec::new());
+        let told = Arc::new(told);
+        let seen = Arc::clone(&told);
+        let ended = from.wait(span, &move |event: &Event| seen.lock().unwrap().push(event.clone())).await;
+        let told = told.lock().unwrap().clone();
+        (told, ended)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_backup_waits_for_its_segments_and_no_longer_than_it_shall() {
-        let begun = Instant::now();
-        wait(20, 20, 300).await.unwrap();
-        assert!(begun.elapsed() > Duration::from_secs(10));
+        let (told, ended) = wait(4, 4, Duration::from_mins(5)).await;
+        ended.unwrap();
+        let what = "waiting until the WAL archive has 000000010000000000000006, 000000010000000000000007, 000000010000000000000008";
+        assert_eq!(told, [Event::Step { what: what.to_owned() }]);
         // The end of a backup at the end of a segment does not need the next one.
-        wait(1, 1, 0).await.unwrap();
-        let begun = Instant::now();
-        let error = wait(20, 2, 30).await.unwrap_err();
-        assert_eq!((error.kind(), begun.elapsed().as_secs()), (ErrorKind::ObjectMissing, 30));
+        let (told, ended) = wait(1, 1, Duration::ZERO).await;
+        assert!(told.is_empty() && ended.is_ok());
+        let error = wait(30, 2, Duration::from_millis(500)).await.1.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ObjectMissing);
         let words = error.to_string();
-        assert!(words.contains("18 segments: 000000010000000000000007, "), "{words}");
+        assert!(
+            words.contains("after 0.5 s") && words.contains("28 segments: 000000010000000000000007, "),
+            "{words}"
+        );
     }
 }
