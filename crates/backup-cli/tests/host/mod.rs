@@ -43,7 +43,11 @@ impl Host {
             "[repository]\nurl = \"repo\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n[host]\nstate = \"state\"\n"
         );
         std::fs::write(home.path().join("pgark.toml"), config).unwrap();
-        std::fs::copy(env!("CARGO_BIN_EXE_pgark"), home.path().join("pgark")).unwrap();
+        // By another process: a child that another thread starts meanwhile would have the file open for writing, and it
+        // could not be run.
+        let copied =
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_pgark")).arg(home.path().join("pgark")).status();
+        assert!(copied.unwrap().success());
         for path in [home.path().to_owned(), home.path().join("key.txt")] {
             chown(path, Some(owner.0), Some(owner.1)).unwrap();
         }
@@ -234,6 +238,7 @@ pub async fn until(server: &TempServer, query: &str, answer: &str) {
 pub struct Receiving(Child);
 
 impl Receiving {
+    /// At once, without a look whether it has connected.
     pub fn start(host: &Host, server: &TempServer) -> Self {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(host.path("receive.log")).unwrap();
