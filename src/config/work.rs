@@ -123,8 +123,7 @@ impl Settings {
         let (repository, new_repository) = self.init_repository().await?;
         let location = repository.store().location().to_owned();
         if let (What::Cluster(options), Some(preview)) = (&what, preview) {
-            let dumper =
-                self.with_wal(options.dumper(connection), options, &repository, cluster, &preview)?;
+            let dumper = with_wal(options.dumper(connection), options, &repository, cluster, &preview)?;
             builder = builder.dumper(self.with_state(dumper, options, &repository, cluster).await?);
         }
         let backup = builder.repository(repository).build()?.run(cancel).await?;
@@ -148,23 +147,7 @@ impl Settings {
             .await
             .map_err(|e| e.doing("looking for the WAL archive of the cluster"))?;
         let dumper = options.dumper(connection.clone());
-        self.with_wal(dumper, options, &repository, cluster, &preview)?.preview().await
-    }
-
-    /// Adds the archive that has the WAL of the cluster that a preview saw.
-    fn with_wal(
-        &self,
-        dumper: BaseBackupDump,
-        options: &ClusterOptions,
-        repository: &Repository,
-        cluster: &ClusterName,
-        preview: &PhysicalPreview,
-    ) -> Result<BaseBackupDump> {
-        let WalOf::Archive { wait } = options.wal else { return Ok(dumper) };
-        let system = preview.system_identifier.parse();
-        let system = system.map_err(|e| Error::internal("a system identifier is a number").caused_by(e))?;
-        let archive = Archive::of(repository, cluster, system, None);
-        Ok(dumper.wal_from_archive(Arc::new(archive), wait))
+        with_wal(dumper, options, &repository, cluster, &preview)?.preview().await
     }
 
     /// Adds what this host keeps of earlier backups, and the parent of an increment.
@@ -201,4 +184,19 @@ impl Settings {
             unfinished: catalog.unfinished().iter().map(|u| u.id.clone()).collect(),
         })
     }
+}
+
+/// Adds the archive that has the WAL of the cluster that a preview saw.
+fn with_wal(
+    dumper: BaseBackupDump,
+    options: &ClusterOptions,
+    repository: &Repository,
+    cluster: &ClusterName,
+    preview: &PhysicalPreview,
+) -> Result<BaseBackupDump> {
+    let WalOf::Archive { wait } = options.wal else { return Ok(dumper) };
+    let system = preview.system_identifier.parse();
+    let system = system.map_err(|e| Error::internal("a system identifier is a number").caused_by(e))?;
+    let archive = Archive::of(repository, cluster, system, None);
+    Ok(dumper.wal_from_archive(Arc::new(archive), wait))
 }

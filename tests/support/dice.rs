@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-/// SplitMix64.
+/// `SplitMix64`.
 pub struct Dice(u64);
 
 impl Dice {

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cli;
-#[allow(dead_code)]
 mod host;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
@@ -127,10 +126,10 @@ fn look(
     let part = format!("part {part} ");
     // Without its record a backup is none; a key that is another one opens nothing.
     let owner = path.iter().rev().find_map(|name| name.to_str().filter(|name| name.contains("-physical-")));
-    let named = format!("the {kind} of backup {}", owner.unwrap());
+    let words = format!("the {kind} of backup {}", owner.unwrap());
     let names = match kind {
         "record" => vec![owner.unwrap()],
-        "contents" | "key" => vec![file, &named],
+        "contents" | "key" => vec![file, &words],
         _ => vec![file, &part],
     };
     told(&host.run(&["verify", verified]), &names, &format!("verify, {what}"), wrong);
@@ -293,7 +292,7 @@ async fn every_piece_that_was_received() {
     let mut wrong = Vec::new();
     // The first, one in the middle, and the last of a segment.
     for n in [0, 1, of_one.len() - 1] {
-        let other = of_one[if n == 0 { 1 } else { 0 }];
+        let other = of_one[usize::from(n == 0)];
         for harm in HARMS {
             let _mended = Harmed::new(of_one[n], other, harm, &mut dice);
             look_at_wal(&host, of_one[n], harm, &mut wrong);
