@@ -17,7 +17,7 @@ use pgark::repository::ClusterName;
 use pgark::{CancellationToken, ErrorKind, Repository, Restore, StoreOptions, open_store};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{server_with, sql};
+use support::{connect, containers, left_out, server_with, sql};
 
 const FROM_ARCHIVE: [&str; 3] = ["--physical", "--wal", "archive"];
 
@@ -237,4 +237,47 @@ async fn wal_that_is_received_does_as_well() {
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
     let recovered = host.recover(&server, "recovered", &["--to-backup-end"]).await;
     assert_eq!(one(&recovered, "SELECT sum(n) FROM t").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_is_with_18() {
+    if left_out("docker") {
+        return;
+    }
+    let host = Host::new();
+    host.ok(&["init"]);
+    let container = containers::start(18).await;
+    container.let_replication_in().await;
+    let url = container.url("postgres");
+    let session = connect(&url).await;
+    session.rows("CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await.unwrap();
+    let receiving = Receiving::start_from(&host, &url);
+    let begun = Instant::now();
+    while host.files("repo/clusters/main/wal").iter().all(|file| file.contains("/keys/")) {
+        assert!(begun.elapsed() < Duration::from_mins(1), "no WAL is received");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let made = host.json(&[&["backup", "--db", &url], &FROM_ARCHIVE[..]].concat());
+    receiving.end();
+    assert_eq!(parts(&host, &made["backup"]), ["tar", "manifest"]);
+    let folder = host.path("restored");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(folder.join("wal")).unwrap();
+    for path in [folder.clone(), folder.join("wal")] {
+        std::os::unix::fs::chown(path, Some(host.owner.0), Some(host.owner.1)).unwrap();
+    }
+    let (first, _) = first_segment(&host, &made["backup"]);
+    host.ok(&[
+        "wal",
+        "fetch",
+        &first,
+        &folder.join("wal").join(&first).display().to_string(),
+        "--ahead",
+        "0",
+    ]);
+    let to = folder.join("data").display().to_string();
+    let command = "cp /restored/wal/%f %p";
+    host.ok(&["restore", "--target-dir", &to, "--to-backup-end", "--restore-command", command]);
+    let script = "start; query 'SELECT count(*) FROM t'; stop";
+    assert_eq!(containers::beside_the_copy(18, &folder, script), "1000");
 }

@@ -240,11 +240,14 @@ pub struct Receiving(Child);
 impl Receiving {
     /// At once, without a look whether it has connected.
     pub fn start(host: &Host, server: &TempServer) -> Self {
+        Self::start_from(host, &server.url("postgres"))
+    }
+
+    pub fn start_from(host: &Host, url: &str) -> Self {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(host.path("receive.log")).unwrap();
-        let url = server.url("postgres");
         let mut command =
-            host.command(&["--json", "wal", "receive", "--create-slot", "--every", "1", "--db", &url]);
+            host.command(&["--json", "wal", "receive", "--create-slot", "--every", "1", "--db", url]);
         Self(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
