@@ -271,7 +271,7 @@ async fn every_piece_that_was_received() {
     until(&server, "SELECT count(*) FROM pg_stat_replication", "1").await;
     for round in 0..3 {
         let rows = format!(
-            "INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n WHERE n > {round}"
+            "INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 30000) n WHERE n > {round}"
         );
         sql(&server, "postgres", &rows).await;
         caught_up(&server).await;
@@ -313,6 +313,35 @@ async fn every_piece_that_was_received() {
             &mut wrong,
         );
         std::fs::rename(&misplaced, of_one[n]).unwrap();
+    }
+    // A segment that is made up of its own first pieces, and behind them of those of another one.
+    let offset = |path: &Path| -> u64 {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        u64::from_str_radix(name.split('-').next().unwrap(), 16).unwrap()
+    };
+    let third = all.iter().map(|path| folder(path)).find(|found| *found > second).unwrap();
+    let put_away = host.path("put-away");
+    std::fs::create_dir(&put_away).unwrap();
+    for path in all.iter().filter(|path| folder(path) == third && offset(path) >= offset(of_one[1])) {
+        std::fs::rename(path, put_away.join(path.file_name().unwrap())).unwrap();
+    }
+    for path in &of_one[1..] {
+        std::fs::rename(path, third.join(path.file_name().unwrap())).unwrap();
+    }
+    let segment = third.file_name().unwrap().to_str().unwrap();
+    let fetched = host.run(&["wal", "fetch", segment, &host.place("fetched"), "--ahead", "0"]);
+    if fetched.status.code() != Some(126)
+        || !said(&fetched).contains(segment)
+        || host.path("fetched").exists()
+    {
+        wrong.push(format!("a segment of two: {}", said(&fetched)));
+    }
+    told(&host.run(&["wal", "verify"]), &[segment], "a segment of two", &mut wrong);
+    for path in &of_one[1..] {
+        std::fs::rename(third.join(path.file_name().unwrap()), path).unwrap();
+    }
+    for path in std::fs::read_dir(put_away).unwrap().flatten() {
+        std::fs::rename(path.path(), third.join(path.file_name())).unwrap();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(host.json(&["wal", "verify"])["good"], true);

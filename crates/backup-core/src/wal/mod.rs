@@ -13,6 +13,7 @@ mod name;
 mod needed;
 mod object;
 mod page;
+mod place;
 mod points;
 mod push;
 mod read;
