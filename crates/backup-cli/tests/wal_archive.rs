@@ -234,6 +234,13 @@ async fn wal_that_is_received_does_as_well() {
     let made = host.back_up_with(&server, &FROM_ARCHIVE);
     assert_eq!(parts(&host, &made), ["tar", "manifest"]);
     receiving.end();
+    // Nobody receives any more, and nobody will.
+    until(&server, "SELECT active FROM pg_replication_slots", "f").await;
+    sql(&server, "postgres", "SELECT pg_drop_replication_slot('pgark')").await;
+    let url = server.url("postgres");
+    let refused =
+        host.fails(&[&["backup", "--db", &url], &FROM_ARCHIVE[..]].concat(), ErrorKind::Unsupported);
+    assert!(refused.contains("archive_mode is off"), "{refused}");
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
     let recovered = host.recover(&server, "recovered", &["--to-backup-end"]).await;
     assert_eq!(one(&recovered, "SELECT sum(n) FROM t").await, "1");

@@ -61,6 +61,17 @@ impl FromArchive {
                  now, SELECT pg_switch_wal() sends the first segment; {STREAM_HINT}"
             )));
         }
+        // Known now, and not when all has been sent. A receiver that is down for a moment has a slot.
+        let nobody = "SELECT pg_catalog.current_setting('archive_mode') = 'off' \
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_replication) \
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_type = 'physical')";
+        if session.value(nobody).await?.as_deref() == Some("t") {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "nothing sends the server's WAL to the archive: archive_mode is off, and nobody replicates from it",
+            )
+            .with_hint(format!("set archive_mode and archive_command, or start pgark wal receive; {STREAM_HINT}")));
+        }
         Ok(())
     }
 
