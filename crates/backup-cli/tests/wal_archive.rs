@@ -85,6 +85,7 @@ async fn a_backup_leaves_its_wal_to_the_archive() {
     assert_eq!(full["source"]["wal"], "archive", "{full}");
     assert_eq!(parts(&host, &full), ["tar", "manifest"]);
     assert!(said(&host.run(&["show"])).contains("in the archive: it does not restore alone"));
+    assert!(said(&host.run(&["verify"])).contains("its WAL is in the archive"));
     assert_eq!(one(&server, "SELECT count(*) FROM pg_replication_slots").await, "0");
     sql(&server, "postgres", "INSERT INTO t SELECT n FROM generate_series(1001, 1500) n").await;
     let increment = host.back_up_with(&server, &["--incremental", "--wal", "archive"]);

@@ -61,9 +61,11 @@ impl FromArchive {
                  now, SELECT pg_switch_wal() sends the first segment; {STREAM_HINT}"
             )));
         }
-        // Known now, and not when all has been sent. A receiver that is down for a moment has a slot.
+        // Known now, and not when all has been sent. A receiver that is down for a moment has a slot. The backup's own
+        // connections do not stream; of others the role may not see what they do.
         let nobody = "SELECT pg_catalog.current_setting('archive_mode') = 'off' \
-            AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_replication) \
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_replication \
+                WHERE coalesce(state, 'streaming') IN ('catchup', 'streaming')) \
             AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_type = 'physical')";
         if session.value(nobody).await?.as_deref() == Some("t") {
             return Err(Error::new(
