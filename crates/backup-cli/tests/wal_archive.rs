@@ -238,9 +238,10 @@ async fn wal_that_is_received_does_as_well() {
     // Nobody receives any more, and nobody will.
     until(&server, "SELECT active FROM pg_replication_slots", "f").await;
     sql(&server, "postgres", "SELECT pg_drop_replication_slot('pgark')").await;
+    until(&server, "SELECT count(*) FROM pg_stat_replication", "0").await;
     let url = server.url("postgres");
-    let refused =
-        host.fails(&[&["backup", "--db", &url], &FROM_ARCHIVE[..]].concat(), ErrorKind::Unsupported);
+    let args = [&["backup", "--db", &url], &FROM_ARCHIVE[..], &["--wal-wait", "1"]].concat();
+    let refused = host.fails(&args, ErrorKind::Unsupported);
     assert!(refused.contains("archive_mode is off"), "{refused}");
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
     let recovered = host.recover(&server, "recovered", &["--to-backup-end"]).await;
