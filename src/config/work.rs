@@ -1,8 +1,12 @@
 //! What frontends do with settings, and what they answer. The JSON of every frontend is that of these answers.
 
-use backup_core::physical::{BaseBackupDump, Parent};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backup_core::physical::{BaseBackupDump, Parent, PhysicalPreview};
 use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
+use backup_core::wal::Archive;
 use backup_core::{BackupBuilder, CancellationToken, Error, Repository, Result, Summary};
 use serde::Serialize;
 
@@ -54,6 +58,21 @@ pub struct ClusterOptions {
     pub increment: Option<IncrementOf>,
     /// Has the server find out what differs, where its version can be relied on. Only with an increment.
     pub server_summaries: bool,
+    /// Where the WAL is that the files need.
+    pub wal: WalOf,
+}
+
+/// Where the WAL of a physical backup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WalOf {
+    /// In the backup, which restores alone.
+    #[default]
+    Backup,
+    /// In the cluster's WAL archive alone.
+    Archive {
+        /// How long the backup waits at its end until the archive has it.
+        wait: Duration,
+    },
 }
 
 /// What an increment builds on.
@@ -94,23 +113,43 @@ impl Settings {
         // What would fail in the first second shall not leave a repository behind.
         let preview = async {
             match &what {
-                What::Database => self.dumper(connection.clone()).preview().await.map(drop),
-                What::Cluster(options) => options.dumper(connection.clone()).preview().await.map(drop),
+                What::Database => self.dumper(connection.clone()).preview().await.map(|_| None),
+                What::Cluster(options) => self.preview_cluster(cluster, options, &connection).await.map(Some),
             }
         };
-        tokio::select! {
+        let preview = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Error::cancelled()),
             preview = preview => preview?,
-        }
+        };
         let (repository, new_repository) = self.init_repository().await?;
         let location = repository.store().location().to_owned();
-        if let What::Cluster(options) = &what {
-            let dumper = options.dumper(connection);
+        if let (What::Cluster(options), Some(preview)) = (&what, preview) {
+            let dumper = with_wal(options.dumper(connection), options, &repository, cluster, &preview)?;
             builder = builder.dumper(self.with_state(dumper, options, &repository, cluster).await?);
         }
         let backup = builder.repository(repository).build()?.run(cancel).await?;
         Ok(BackedUp { repository: location, new_repository, backup })
+    }
+
+    /// Looks at what a backup of a cluster's files would meet, and changes nothing. Where its WAL is to be in the
+    /// archive, there must be one.
+    pub async fn preview_cluster(
+        &self,
+        cluster: &ClusterName,
+        options: &ClusterOptions,
+        connection: &ConnInfo,
+    ) -> Result<PhysicalPreview> {
+        let preview = options.dumper(connection.clone()).preview().await?;
+        if options.wal == WalOf::Backup {
+            return Ok(preview);
+        }
+        let repository = self
+            .open_repository()
+            .await
+            .map_err(|e| e.doing("looking for the WAL archive of the cluster"))?;
+        let dumper = options.dumper(connection.clone());
+        with_wal(dumper, options, &repository, cluster, &preview)?.preview().await
     }
 
     /// Adds what this host keeps of earlier backups, and the parent of an increment.
@@ -152,4 +191,19 @@ impl Settings {
             unfinished: catalog.unfinished().iter().map(|u| u.id.clone()).collect(),
         })
     }
+}
+
+/// Adds the archive that has the WAL of the cluster that a preview saw.
+fn with_wal(
+    dumper: BaseBackupDump,
+    options: &ClusterOptions,
+    repository: &Repository,
+    cluster: &ClusterName,
+    preview: &PhysicalPreview,
+) -> Result<BaseBackupDump> {
+    let WalOf::Archive { wait } = options.wal else { return Ok(dumper) };
+    let system = preview.system_identifier.parse();
+    let system = system.map_err(|e| Error::internal("a system identifier is a number").caused_by(e))?;
+    let archive = Archive::of(repository, cluster, system, None);
+    Ok(dumper.wal_from_archive(Arc::new(archive), wait))
 }

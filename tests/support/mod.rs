@@ -14,6 +14,7 @@ pub mod bytes;
 pub mod chain;
 pub mod containers;
 pub mod counting;
+pub mod dice;
 pub mod physical;
 
 use std::path::Path;

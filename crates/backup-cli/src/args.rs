@@ -1,10 +1,11 @@
 //! The arguments.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, What};
+use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, WalOf, What};
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
@@ -119,6 +120,12 @@ pub(crate) struct BackupArgs {
     /// Spreads the checkpoint at the beginning, which takes longer and disturbs less
     #[arg(long, requires = "files")]
     pub(crate) spread_checkpoint: bool,
+    /// Where the WAL is that the files need
+    #[arg(long, value_enum, default_value_t, requires = "files")]
+    wal: WalIn,
+    /// Seconds that the end of the backup waits at most for the WAL archive
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "wal", value_parser = clap::value_parser!(u64).range(1..=43_200))]
+    wal_wait: u64,
     /// Encrypts to age1… or an SSH public key (may be given several times)
     #[arg(long, short, value_name = "RECIPIENT")]
     pub(crate) recipient: Vec<String>,
@@ -377,6 +384,16 @@ fn tablespace(text: &str) -> std::result::Result<(u32, PathBuf), String> {
     if folder.is_empty() { Err("the folder is missing".to_owned()) } else { Ok((oid, folder.into())) }
 }
 
+/// Where the WAL of a physical backup is.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum WalIn {
+    /// In the backup, which restores alone
+    #[default]
+    Stream,
+    /// In the WAL archive alone: the backup waits until all of it is there
+    Archive,
+}
+
 impl BackupArgs {
     /// What is backed up.
     pub(crate) fn what(&self) -> What {
@@ -387,6 +404,10 @@ impl BackupArgs {
         options.max_rate = self.max_rate;
         options.spread_checkpoint = self.spread_checkpoint;
         options.server_summaries = self.server_summaries;
+        options.wal = match self.wal {
+            WalIn::Stream => WalOf::Backup,
+            WalIn::Archive => WalOf::Archive { wait: Duration::from_secs(self.wal_wait) },
+        };
         options.increment = self.incremental.then(|| match &self.from {
             Some(backup) => IncrementOf::Backup(backup.clone()),
             None => IncrementOf::Newest,

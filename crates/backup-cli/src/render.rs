@@ -153,7 +153,9 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
         line("increment of", parent.as_str());
     }
     if backup.kind == pgark::physical::KIND {
-        line("WAL", &format!("{} to {}", source(backup, "start_lsn"), source(backup, "end_lsn")));
+        let brings_wal = pgark::physical::span(backup).is_none_or(|span| span.wal.brings_wal);
+        let place = if brings_wal { "" } else { ", in the archive: it does not restore alone" };
+        line("WAL", &format!("{} to {}{place}", source(backup, "start_lsn"), source(backup, "end_lsn")));
     } else {
         line("database", source(backup, "database"));
     }

@@ -6,62 +6,12 @@ mod host;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use host::{Host, archived, one, until};
-use pgark::postgres::{TempServer, TempServerOptions};
+use host::{Host, Receiving, archived, caught_up, one, until};
+use pgark::postgres::TempServerOptions;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{server_with, sql};
-
-/// A receiver that is killed when the test ends.
-struct Receiving(Child);
-
-impl Receiving {
-    fn start(host: &Host, server: &TempServer) -> Self {
-        let log =
-            std::fs::OpenOptions::new().create(true).append(true).open(host.path("receive.log")).unwrap();
-        let url = server.url("postgres");
-        let mut command =
-            host.command(&["--json", "wal", "receive", "--create-slot", "--every", "1", "--db", &url]);
-        Self(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap()
-    }
-
-    /// The most memory that it had so far, in KiB.
-    fn peak(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    /// Asks it to end, as a service manager does.
-    fn end(mut self) {
-        kill_process(self.pid(), Signal::TERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Receiving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits until everything that the server wrote is stored.
-async fn caught_up(server: &TempServer) {
-    let now = one(server, "SELECT pg_current_wal_flush_lsn()").await;
-    until(
-        server,
-        &format!("SELECT coalesce(bool_and(flush_lsn >= '{now}'), false) FROM pg_stat_replication"),
-        "t",
-    )
-    .await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_is_in_the_store_when_everything_else_is_gone() {

@@ -53,7 +53,7 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
 async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: ClusterName) -> Result<()> {
     let connection = settings.connection(&cluster, args.db.as_deref())?;
     let what = args.what();
-    let memory = settings.backup(cluster, connection.clone(), &what)?.memory(&*settings.store()?)?;
+    let memory = settings.backup(cluster.clone(), connection.clone(), &what)?.memory(&*settings.store()?)?;
     let (preview, words) = match &what {
         What::Database => {
             let preview = settings.dumper(connection).preview().await?;
@@ -67,7 +67,7 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
             (json!(preview), words)
         }
         What::Cluster(options) => {
-            let preview = options.dumper(connection).preview().await?;
+            let preview = settings.preview_cluster(&cluster, options, &connection).await?;
             let words = format!(
                 "{}cluster {} of PostgreSQL {}, about {}",
                 if options.increment.is_some() { "what changed in " } else { "" },

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pgark::config::Settings;
-use pgark::physical::{DataDirectory, KIND, Recovery, Target};
+use pgark::physical::{DataDirectory, KIND, Recovery, Target, span};
 use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
 use pgark::{CancellationToken, Repository, Restore, Restored, Result};
@@ -117,7 +117,9 @@ async fn plan(
     }
     let (plan, archived) = settings.plan_recovery(repository, catalog.cluster(), &backups, &recovery).await?;
     recovery.timeline = Some(plan.timeline);
-    if recovery.restore_command.is_none() && archived && recovery.target != Target::Immediate {
+    let brings_wal = span(&plan.backup).is_none_or(|span| span.wal.brings_wal);
+    if recovery.restore_command.is_none() && archived && !(brings_wal && recovery.target == Target::Immediate)
+    {
         recovery.restore_command = Some(restore_command(cli, args, settings)?);
     }
     Ok((repository.record(catalog.cluster(), &plan.backup.id).await?, recovery))

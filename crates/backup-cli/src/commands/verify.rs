@@ -2,6 +2,8 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use pgark::physical::span;
+use pgark::repository::BackupId;
 use pgark::verify::{Depth, Report, VerifyOptions, verify};
 use pgark::{CancellationToken, Encryptor, ErrorKind, Result};
 use serde_json::json;
@@ -26,9 +28,12 @@ pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken
     options.encryptor =
         if args.stored { None } else { settings.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>) };
     options.observer = Some(progress::observer(cli.quiet, cli.json));
-    let mut reports: Vec<Report> = Vec::new();
+    let (mut reports, mut without_wal) = (Vec::<Report>::new(), Vec::new());
     for id in ids {
         let record = repository.record(catalog.cluster(), &id).await?;
+        if span(&record.summary).is_some_and(|span| !span.wal.brings_wal) {
+            without_wal.push(id);
+        }
         reports.push(verify(&repository, &record, options.clone(), cancel).await?);
     }
     // The bar must be gone before the report is printed.
@@ -37,12 +42,12 @@ pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken
     if cli.json {
         render::print_json(&json!({"good": good, "backups": reports}))?;
     } else if !cli.quiet || !good {
-        render::print(&reports.iter().map(text).collect::<String>())?;
+        render::print(&reports.iter().map(|report| text(report, &without_wal)).collect::<String>())?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Integrity.code()) })
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &Report, without_wal: &[BackupId]) -> String {
     let compared = match report.depth {
         Depth::Stored => "the stored bytes".to_owned(),
         Depth::Raw => format!("the stored bytes and {} of contents", render::bytes(report.raw_bytes)),
@@ -51,8 +56,16 @@ fn text(report: &Report) -> String {
     if report.is_good() {
         let parent = report.parent.as_ref();
         let parent = parent.map(|parent| format!("; it builds on {parent}")).unwrap_or_default();
+        let wal = if without_wal.contains(&report.id) {
+            "; its WAL is in the archive, which pgark wal verify reads"
+        } else {
+            ""
+        };
         let objects = report.objects;
-        return format!("{}: good: {objects} objects, {stored}: compared {compared}{parent}\n", report.id);
+        return format!(
+            "{}: good: {objects} objects, {stored}: compared {compared}{parent}{wal}\n",
+            report.id
+        );
     }
     let mut text = format!(
         "{}: DAMAGED: {} of {} objects and parts\n",

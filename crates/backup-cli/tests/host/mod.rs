@@ -5,12 +5,13 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use pgark::ErrorKind;
 use pgark::postgres::{TempServer, TempServerOptions};
-use serde_json::Value;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{self, server_with, sql};
@@ -42,7 +43,11 @@ impl Host {
             "[repository]\nurl = \"repo\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n[host]\nstate = \"state\"\n"
         );
         std::fs::write(home.path().join("pgark.toml"), config).unwrap();
-        std::fs::copy(env!("CARGO_BIN_EXE_pgark"), home.path().join("pgark")).unwrap();
+        // By another process: a child that another thread starts meanwhile would have the file open for writing, and it
+        // could not be run.
+        let copied =
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_pgark")).arg(home.path().join("pgark")).status();
+        assert!(copied.unwrap().success());
         for path in [home.path().to_owned(), home.path().join("key.txt")] {
             chown(path, Some(owner.0), Some(owner.1)).unwrap();
         }
@@ -112,8 +117,38 @@ impl Host {
     }
 
     pub fn back_up(&self, server: &TempServer) -> String {
-        let made = self.json(&["backup", "--physical", "--db", &server.url("postgres")]);
-        made["backup"]["id"].as_str().unwrap().to_owned()
+        self.back_up_with(server, &["--physical"])["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The record of a backup of the cluster.
+    pub fn back_up_with(&self, server: &TempServer, how: &[&str]) -> Value {
+        let mut made = self.json(&[&["backup", "--db", &server.url("postgres")], how].concat());
+        made["backup"].take()
+    }
+
+    /// All files below a folder, by their paths in it.
+    pub fn files(&self, folder: &str) -> Vec<String> {
+        let (root, mut found) = (self.path(folder), Vec::new());
+        let mut folders = vec![root.clone()];
+        while let Some(next) = folders.pop() {
+            for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    found.push(entry.path().strip_prefix(&root).unwrap().display().to_string());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Nothing of any backup is in the repository.
+    pub fn assert_no_backup(&self) {
+        let list = self.json(&["list"]);
+        assert_eq!((&list["backups"], &list["unfinished"]), (&json!([]), &json!([])), "{list}");
+        assert_eq!(self.files("repo/clusters/main/backups"), [""; 0]);
+        assert_eq!(self.files("repo/.pgark-tmp"), [""; 0]);
     }
 
     /// Restores into a folder, and starts a server on it that recovers.
@@ -163,7 +198,7 @@ impl Host {
         let options = format!("-k {} -c listen_addresses='' -c fsync=off", self.home.path().display());
         let mut command = Command::new(server.bin().join("pg_ctl"));
         command.arg("-D").arg(&data).args(["-l", &self.place("server.log"), "-o", &options]).args(args);
-        command.current_dir(self.home.path()).stdout(std::process::Stdio::null());
+        command.current_dir(self.home.path()).stdout(Stdio::null());
         if rustix::process::geteuid().is_root() {
             command.uid(self.owner.0).gid(self.owner.1);
         }
@@ -197,4 +232,57 @@ pub async fn until(server: &TempServer, query: &str, answer: &str) {
         assert!(begun.elapsed() < Duration::from_mins(1), "{query} is {found:?}, not {answer}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A receiver that is killed when the test ends.
+pub struct Receiving(Child);
+
+impl Receiving {
+    /// At once, without a look whether it has connected.
+    pub fn start(host: &Host, server: &TempServer) -> Self {
+        Self::start_from(host, &server.url("postgres"))
+    }
+
+    pub fn start_from(host: &Host, url: &str) -> Self {
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(host.path("receive.log")).unwrap();
+        let mut command =
+            host.command(&["--json", "wal", "receive", "--create-slot", "--every", "1", "--db", url]);
+        Self(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap()
+    }
+
+    /// The most memory that it had so far, in KiB.
+    pub fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Asks it to end, as a service manager does.
+    pub fn end(mut self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until everything that the server wrote is stored.
+pub async fn caught_up(server: &TempServer) {
+    let now = one(server, "SELECT pg_current_wal_flush_lsn()").await;
+    until(
+        server,
+        &format!("SELECT coalesce(bool_and(flush_lsn >= '{now}'), false) FROM pg_stat_replication"),
+        "t",
+    )
+    .await;
 }

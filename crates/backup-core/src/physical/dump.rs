@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -6,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use super::archived::{self, FromArchive};
 use super::configuration::{self, Saved};
 use super::increment::{
     Coming, Copied, Intake, ManifestCopy, Manifests, Parent, Plan, Taken, begin_from_summaries,
@@ -19,7 +21,7 @@ use crate::postgres::{
 };
 use crate::repository::{BackupId, BackupSummary};
 use crate::state::HostState;
-use crate::wal::BackupSpan;
+use crate::wal::{ArchivedWal, BackupSpan};
 
 /// What a block map takes at most, for 100,000 files: batches of the stream on their way.
 const MAP_BYTES: usize = 4 << 20;
@@ -33,7 +35,7 @@ const UNKNOWN_CONFIGURATION: &str = "the configuration files are outside the dat
     backup: the role may not know where they are (pg_read_all_settings)";
 
 /// Backs up a whole cluster over the replication protocol: its files, and the WAL that was written meanwhile, so
-/// that the backup restores alone. A standby can be backed up as well.
+/// that the backup restores alone, unless an archive [has it](Self::wal_from_archive). A standby can be backed up as well.
 #[derive(Debug, Clone)]
 pub struct BaseBackupDump {
     connection: ConnInfo,
@@ -41,6 +43,7 @@ pub struct BaseBackupDump {
     state: Option<HostState>,
     parent: Option<Parent>,
     summaries: Option<Parent>,
+    from_archive: Option<FromArchive>,
 }
 
 /// What [`BaseBackupDump::preview`] found.
@@ -71,7 +74,7 @@ pub struct Span {
     pub system: u64,
     /// When it ended, by the server's clock: no earlier moment can be reached from it.
     pub ended: Timestamp,
-    /// The WAL from its beginning to its end, which it has of its own.
+    /// The WAL from its beginning to its end.
     pub wal: BackupSpan,
 }
 
@@ -96,7 +99,7 @@ impl BaseBackupDump {
         let mut options = BaseBackupOptions::default();
         "pgark".clone_into(&mut options.label);
         options.fast_checkpoint = true;
-        Self { connection, options, state: None, parent: None, summaries: None }
+        Self { connection, options, state: None, parent: None, summaries: None, from_archive: None }
     }
 
     /// Whether the checkpoint at the beginning is spread, as `checkpoint_completion_target` says, and not done at once.
@@ -138,14 +141,26 @@ impl BaseBackupDump {
         self
     }
 
+    /// Stores no WAL with the backup: it ends when the archive has all that it needs, and fails where that is not so
+    /// after `wait`. It does not restore alone. Not for a standby, which does not end its last segment.
+    #[must_use]
+    pub fn wal_from_archive(mut self, archive: Arc<dyn ArchivedWal>, wait: Duration) -> Self {
+        self.from_archive = Some(FromArchive { archive, wait });
+        self
+    }
+
     /// Looks at what a backup would meet, and changes nothing.
     ///
     /// # Errors
-    /// Those that the backup would end with before it begins: no connection, no right to replicate.
+    /// Those that the backup would end with before it begins: no connection, no right to replicate, no WAL archive
+    /// where it needs one.
     pub async fn preview(&self) -> Result<PhysicalPreview> {
         let session = self.connection.connect().await?;
         let (_, server_version) = session.server_version().await?;
         let system = session.replication().await?.identify().await?;
+        if let Some(from_archive) = &self.from_archive {
+            from_archive.check(system.identifier, &session).await?;
+        }
         // It needs rights on every database that a role for replication need not have.
         let size = "SELECT sum(pg_catalog.pg_database_size(oid))::bigint FROM pg_catalog.pg_database";
         let size = session.value(size).await.ok().flatten().and_then(|v| v.parse().ok());
@@ -161,6 +176,9 @@ impl BaseBackupDump {
         let (_, version) = session.server_version().await?;
         let (mut log, files) = (session.replication().await?, session.replication().await?);
         let system = log.identify().await?;
+        if let Some(from_archive) = &self.from_archive {
+            from_archive.check(system.identifier, &session).await?;
+        }
         let segment_bytes = log.setting("wal_segment_size").await?;
         let segment_bytes = size_of_setting(&segment_bytes)?;
         let mut facts = Map::new();
@@ -242,9 +260,11 @@ impl BaseBackupDump {
         let Source { mut facts, timeline, segment_bytes, mut configuration, mut log, files, session } =
             self.connect().await?;
         configuration.store(&parts).await?;
-        // Before the backup begins, so that a checkpoint between cannot remove WAL.
         let slot = format!("pgark_{:016x}", rand_suffix());
-        log.create_slot(&slot, true).await?;
+        if self.from_archive.is_none() {
+            // Before the backup begins, so that a checkpoint between cannot remove WAL.
+            log.create_slot(&slot, true).await?;
+        }
         let Begun { backup, coming, plan } = self.begin(&session, files, timeline, &facts, ctx).await?;
         let start = backup.start;
         if matches!(&coming, Coming::Everything(comparer) if !comparer.as_ref().is_some_and(|comparer| comparer.is_increment()))
@@ -262,7 +282,12 @@ impl BaseBackupDump {
             .filter_map(|t| Some(TablespaceOf { oid: t.oid?, location: t.location.clone() }))
             .collect();
         let (say_end, end) = watch::channel(None);
-        let wal = wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts));
+        let wal = async {
+            if self.from_archive.is_some() {
+                return wal::store_history(&mut log, start.timeline, Arc::clone(&parts)).await;
+            }
+            wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts)).await
+        };
         let files = async {
             let stored = store_files(backup, &parts, coming, self.copy_of_manifest(&facts, ctx)).await?;
             say_end.send_replace(Some(stored.end.end.lsn));
@@ -279,6 +304,12 @@ impl BaseBackupDump {
         let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
         facts.insert("end_time".to_owned(), session.value(now).await?.into());
         facts.insert("timeline".to_owned(), start.timeline.into());
+        if let Some(from_archive) = &self.from_archive {
+            archived::note(&mut facts);
+            let (timeline, start, end) = (start.timeline, start.lsn, end.end.lsn);
+            let span = BackupSpan { timeline, start, end, segment_bytes, brings_wal: false };
+            from_archive.wait(span, &*ctx.observer).await?;
+        }
         facts.insert("checksum_failures".to_owned(), end.checksum_failures.is_some().into());
         let mut warnings = std::mem::take(&mut configuration.warnings);
         if !configuration.known && !has_configuration {
@@ -436,6 +467,7 @@ pub fn span(backup: &BackupSummary) -> Option<Span> {
             start: text("start_lsn")?.parse().ok()?,
             end: text("end_lsn")?.parse().ok()?,
             segment_bytes: number("wal_segment_bytes").filter(|bytes| bytes.is_power_of_two())?,
+            brings_wal: archived::brings_wal(&backup.source),
         },
     })
 }

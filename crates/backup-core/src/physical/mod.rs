@@ -3,6 +3,7 @@
 //! [`BaseBackupDump`] takes them over the replication protocol, so that it needs nothing on the database's host.
 //! [`DataDirectory`] makes them a data directory again.
 
+mod archived;
 mod blocks;
 mod chain;
 mod check;

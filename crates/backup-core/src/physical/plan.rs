@@ -80,7 +80,9 @@ impl Plan {
             if !way.passes_point(recovery, archived) {
                 continue;
             }
-            if !trusts(recovery) {
+            if trusts(recovery) {
+                way.check_followed(recovery, archived)?;
+            } else {
                 way.check(recovery, archived)?;
             }
             return Ok(Self { backup: (*backup).clone(), timeline: way.history.timeline, reach: way.reach });
@@ -112,8 +114,11 @@ fn begins_before(span: Span, recovery: &Recovery) -> bool {
 impl Way {
     fn of(span: Span, archived: Option<&Archived<'_>>, recovery: &Recovery) -> Result<Self> {
         let own = span.wal.timeline;
-        let alone =
-            |timeline| Reach { timeline, from: span.wal.end, to: span.wal.end, last_commit: None, gap: None };
+        let alone = |timeline| {
+            let mut reach = Inventory::none(span.system).reach(span.wal, &History::first(own));
+            reach.timeline = timeline;
+            reach
+        };
         if trusts(recovery) {
             let timeline = recovery.timeline.unwrap_or(own);
             return Ok(Self { span, history: History::first(timeline), reach: alone(timeline) });
@@ -173,9 +178,25 @@ impl Way {
         point.lsn >= self.span.wal.end && self.history.passes(point.timeline, point.lsn)
     }
 
+    /// Whether the archive has what the backup needs, where a standby has nothing else to follow.
+    fn check_followed(&self, recovery: &Recovery, archived: Option<&Archived<'_>>) -> Result<()> {
+        let follows_archive = recovery.restore_command.is_none() && recovery.standby.as_deref() == Some("");
+        if !follows_archive || self.span.wal.brings_wal {
+            return Ok(());
+        }
+        let inventory =
+            archived.map(|a| a.inventory).filter(|inventory| inventory.system == self.span.system);
+        let own = History::first(self.span.wal.timeline);
+        let reach = inventory.map_or_else(|| self.reach.clone(), |found| found.reach(self.span.wal, &own));
+        if reach.to >= reach.from { Ok(()) } else { Err(unreached(NO_OWN_WAL.to_owned(), &reach, archived)) }
+    }
+
     /// Whether the WAL leads to the target.
     fn check(&self, recovery: &Recovery, archived: Option<&Archived<'_>>) -> Result<()> {
         let reach = &self.reach;
+        if reach.to < reach.from {
+            return Err(unreached(NO_OWN_WAL.to_owned(), reach, archived));
+        }
         let reached = match &recovery.target {
             // Of a transaction nothing tells: the server will.
             Target::Immediate | Target::Xid(_) => true,
@@ -201,16 +222,26 @@ impl Way {
             Target::Latest => "the WAL has a gap".to_owned(),
             _ => "the WAL does not lead to the target".to_owned(),
         };
-        let last = reach.last_commit.map(|last| format!(" (last commit {last})")).unwrap_or_default();
-        let end = match &reach.gap {
-            Some(gap) => format!("where {gap} is missing"),
-            None if archived.is_none() => "and there is no WAL archive of it".to_owned(),
-            None => "and there is no more WAL on this timeline".to_owned(),
-        };
-        let hint =
-            format!("from this backup recovery comes from {} to {}{last}, {end}", reach.from, reach.to);
-        Err(Error::new(ErrorKind::Unsupported, what).with_hint(hint))
+        Err(unreached(what, reach, archived))
     }
+}
+
+const NO_OWN_WAL: &str = "the archive does not have the WAL that the backup needs, which has none of its own";
+
+/// That recovery does not come to its target: it says how far it comes.
+fn unreached(what: String, reach: &Reach, archived: Option<&Archived<'_>>) -> Error {
+    let last = reach.last_commit.map(|last| format!(" (last commit {last})")).unwrap_or_default();
+    let end = match &reach.gap {
+        Some(gap) => format!("where {gap} is missing"),
+        None if archived.is_none() => "and there is no WAL archive of it".to_owned(),
+        None => "and there is no more WAL on this timeline".to_owned(),
+    };
+    let way = if reach.to < reach.from {
+        format!("recovery must reach {}, and comes to {}", reach.from, reach.to)
+    } else {
+        format!("from this backup recovery comes from {} to {}", reach.from, reach.to)
+    };
+    Error::new(ErrorKind::Unsupported, what).with_hint(format!("{way}{last}, {end}"))
 }
 
 #[cfg(test)]
@@ -314,6 +345,34 @@ mod tests {
         let newer = [&backups[..], &[backup(7, 2, 5, 21)]].concat();
         let found = plan(&newer, &wal, Target::Latest, None).unwrap();
         assert_eq!((found.backup.id, found.timeline), (newer[2].id.clone(), 2));
+    }
+
+    #[test]
+    fn a_backup_without_wal_needs_the_archive_whatever_the_target() {
+        let mut without = backup(7, 1, 5, 10);
+        without.source.insert("wal".to_owned(), "archive".into());
+        let backups = [without];
+        let (there, gone) =
+            (inventory(&[(1, 5, 11), (1, 6, 12)], &[]), inventory(&[(1, 4, 8), (1, 6, 12)], &[]));
+        for target in [Target::Immediate, Target::Latest, Target::Xid(700), Target::Time(at(10))] {
+            assert!(plan(&backups, &there, target.clone(), None).is_ok(), "{target:?}");
+            let error = plan(&backups, &gone, target.clone(), None).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{target:?}");
+            assert!(
+                error.hint().unwrap_or_default().contains("000000010000000000000005 is missing"),
+                "{error:?}"
+            );
+            let recovery = Recovery { target, ..Recovery::default() };
+            assert!(Plan::make(&backups, None, &recovery).is_err());
+        }
+        // A standby finds it with its primary; one that only follows the archive does not.
+        let standby = |primary: &str, wal: Option<&Inventory>| {
+            let recovery = Recovery { standby: Some(primary.to_owned()), ..Recovery::default() };
+            let archived = wal.map(|inventory| Archived { inventory, points: &[] });
+            Plan::make(&backups, archived.as_ref(), &recovery).is_ok()
+        };
+        assert!(standby("host=primary", Some(&gone)) && standby("host=primary", None));
+        assert!(standby("", Some(&there)) && !standby("", Some(&gone)) && !standby("", None));
     }
 
     #[test]

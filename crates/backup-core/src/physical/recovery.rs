@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde_json::{Map, Value};
 
+use super::archived;
+use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Lsn;
 
 /// Up to where a restored server recovers.
@@ -49,7 +52,8 @@ pub struct Recovery {
     pub timeline: Option<u32>,
     /// What it does then.
     pub action: TargetAction,
-    /// Where it finds WAL that is not in the backup: `restore_command`. Without one it has that of the backup.
+    /// Where it finds WAL that is not in the backup: `restore_command`. Without one it has that of the backup, and a
+    /// backup that has none is refused.
     pub restore_command: Option<String>,
     /// Makes it a standby, which goes on with what its primary sends: `primary_conninfo`; empty, it only has the
     /// archive.
@@ -62,6 +66,22 @@ impl Recovery {
     /// The file that tells the server to recover.
     pub(super) fn signal(&self) -> &'static str {
         if self.standby.is_some() { "standby.signal" } else { "recovery.signal" }
+    }
+
+    /// Refuses a backup whose WAL is in an archive where nothing says how the server gets it.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported)
+    pub(super) fn check_wal_of(&self, facts: &Map<String, Value>) -> Result<()> {
+        let has_primary = self.standby.as_ref().is_some_and(|primary| !primary.is_empty());
+        if archived::brings_wal(facts) || self.restore_command.is_some() || has_primary {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "the backup has no WAL of its own, and no restore_command is given that fetches it from the archive",
+        )
+        .with_hint("give the recovery a restore_command, as pgark restore does: pgark wal fetch \"%f\" \"%p\""))
     }
 
     /// Lines for `postgresql.auto.conf`. `timeline` is that of the backup.

@@ -131,6 +131,7 @@ impl Restorer for DataDirectory {
 
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
         let (timeline, end) = position(parts.facts())?;
+        self.recovery.check_wal_of(parts.facts())?;
         let wanted = self.wanted(&*parts, ctx)?;
         let version_folder = wanted.version_folder.clone();
         let looked = blocking(move || Looked::at(wanted)).await?;

@@ -30,11 +30,7 @@ pub(super) async fn stream(
     sink: Arc<dyn PartSink>,
 ) -> Result<()> {
     let mut archive = Shards::new(sink, WAL, "pg_wal");
-    if start.timeline > 1 {
-        let history = replication.timeline_history(start.timeline).await?;
-        archive.member(&header(&history.name, history.text.len() as u64)).await?;
-        archive.data(history.text.into()).await?;
-    }
+    add_history(replication, start.timeline, &mut archive).await?;
     let mut writer = Segments {
         archive,
         timeline: start.timeline,
@@ -84,6 +80,31 @@ pub(super) async fn stream(
         }
     }
     writer.finish().await
+}
+
+/// Stores the history of a timeline alone, where it has one. Recovery along a timeline does not begin without it
+/// (`validateRecoveryParameters` in `xlogrecovery.c`), and an archive that was begun later need not have it.
+pub(super) async fn store_history(
+    replication: &mut Replication,
+    timeline: u32,
+    sink: Arc<dyn PartSink>,
+) -> Result<()> {
+    if timeline == 1 {
+        return Ok(());
+    }
+    let mut archive = Shards::new(sink, WAL, "pg_wal");
+    add_history(replication, timeline, &mut archive).await?;
+    archive.close().await
+}
+
+/// The first timeline has no history.
+async fn add_history(replication: &mut Replication, timeline: u32, archive: &mut Shards) -> Result<()> {
+    if timeline > 1 {
+        let history = replication.timeline_history(timeline).await?;
+        archive.member(&header(&history.name, history.text.len() as u64)).await?;
+        archive.data(history.text.into()).await?;
+    }
+    Ok(())
 }
 
 struct Segments {

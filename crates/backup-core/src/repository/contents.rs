@@ -47,7 +47,19 @@ pub(crate) async fn open_contents(
     }
     let from: Box<dyn Read + Send> = Box::new(Cursor::new(stored));
     let from = match cipher {
-        Some(cipher) => cipher.open(from)?,
+        Some(cipher) => cipher.open(from).map_err(|e| {
+            if e.kind() != ErrorKind::Integrity {
+                return e;
+            }
+            // The bytes are those that were written: so it is not the key that they were sealed with.
+            let message = format!(
+                "the key of backup {} is damaged, or of another backup: it does not open the contents",
+                record.id
+            );
+            Error::new(ErrorKind::Integrity, message)
+                .with_hint("put the backup's own key back, or restore from another copy or another backup")
+                .caused_by(e)
+        })?,
         None => from,
     };
     let decoder = zstd::Decoder::new(from).map_err(|e| damaged(&e.to_string()))?;

@@ -15,6 +15,7 @@ use super::archive::Archive;
 use super::name::{SegmentName, WalName};
 use super::object::{Piece, Stored};
 use super::page::{LONG_HEADER, SegmentHeader};
+use super::place::Place;
 use super::read::Sink;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Meta;
@@ -101,18 +102,24 @@ impl Drop for Target {
     }
 }
 
-/// Writes the bytes of a piece from its offset on.
-struct Into(Target);
+/// Writes the bytes of a piece from its offset on. One that is of another place would end a recovery early.
+struct Into {
+    target: Target,
+    place: Option<Place>,
+}
 
 impl Sink for Into {
     type Out = Target;
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.write(bytes)
+        if let Some(place) = &mut self.place {
+            place.update(bytes);
+        }
+        self.target.write(bytes)
     }
 
     fn end(self) -> Result<Target> {
-        Ok(self.0)
+        self.place.map_or(Ok(()), |place| place.check()).map(|()| self.target)
     }
 }
 
@@ -200,7 +207,11 @@ impl Fetcher {
                 Ok(target)
             })
             .await?;
-            target = self.archive.read_piece(piece, &meta.key, Into(target)).await?;
+            let place = match name {
+                WalName::Segment(segment) => Some(Place::new(piece, *segment, self.archive.system())),
+                _ => None,
+            };
+            target = self.archive.read_piece(piece, &meta.key, Into { target, place }).await?;
             size = size.max(piece.end()).max(piece.segment_bytes);
         }
         let name = *name;

@@ -70,28 +70,57 @@ pub struct Reach {
     pub timeline: u32,
     /// Where the backup is consistent: nothing before it can be reached.
     pub from: Lsn,
-    /// Up to where the WAL goes without a gap.
+    /// Up to where the WAL goes without a gap. Before `from`, nothing can be reached.
     pub to: Lsn,
     /// The latest commit on the way.
     pub last_commit: Option<Timestamp>,
-    /// A segment that is missing or in conflict though there are later ones.
+    /// A segment that is missing or in conflict though there are later ones, or though the backup needs it.
     pub gap: Option<String>,
 }
 
-/// Where a backup begins and ends, and what WAL it has of its own.
+/// Where a backup begins and ends, and whether it has the WAL in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackupSpan {
     /// Its timeline.
     pub timeline: u32,
     /// From here on it needs WAL.
     pub start: Lsn,
-    /// Up to here it needs all of it, and has it of its own.
+    /// Up to here it needs all of it.
     pub end: Lsn,
     /// Size of segments.
     pub segment_bytes: u64,
+    /// Whether it has this WAL of its own. Otherwise all of it must come from the archive.
+    pub brings_wal: bool,
+}
+
+impl BackupSpan {
+    /// The segments that it needs to be consistent. One that ends where a segment ends does not need the next one
+    /// (`XLByteToPrevSeg` in `xlog_internal.h`).
+    pub fn segments(&self) -> impl Iterator<Item = SegmentName> + use<> {
+        let Self { timeline, segment_bytes, .. } = *self;
+        let numbers = self.start.0 / segment_bytes..=self.end.0.saturating_sub(1) / segment_bytes;
+        numbers.map(move |number| SegmentName::numbered(timeline, number, segment_bytes))
+    }
+
+    /// From here on its recovery needs the archive.
+    fn needs_from(&self) -> Lsn {
+        if self.brings_wal { self.end } else { self.start }
+    }
 }
 
 impl Inventory {
+    /// That of a cluster without an archive.
+    pub(crate) fn none(system: u64) -> Self {
+        Self {
+            system,
+            segment_bytes: None,
+            segments: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            ambiguous: BTreeSet::new(),
+            stored_bytes: 0,
+        }
+    }
+
     /// Lists an archive.
     pub async fn load(archive: &Archive) -> Result<Self> {
         let mut files: BTreeMap<SegmentName, Vec<Meta>> = BTreeMap::new();
@@ -103,14 +132,7 @@ impl Inventory {
                 files.entry(segment).or_default().push(meta);
             }
         }
-        let mut inventory = Self {
-            system: archive.system(),
-            segment_bytes: None,
-            segments: BTreeMap::new(),
-            histories: BTreeMap::new(),
-            ambiguous: BTreeSet::new(),
-            stored_bytes,
-        };
+        let mut inventory = Self { stored_bytes, ..Self::none(archive.system()) };
         for (name, objects) in files {
             let stored = Stored::of(objects);
             let Some((piece, _)) = stored.pieces.first() else { continue };
@@ -200,10 +222,11 @@ impl Inventory {
     /// How far recovery comes from a backup along a history.
     pub fn reach(&self, span: BackupSpan, history: &History) -> Reach {
         let size = span.segment_bytes;
+        let to = span.needs_from();
         let mut reach =
-            Reach { timeline: history.timeline, from: span.end, to: span.end, last_commit: None, gap: None };
+            Reach { timeline: history.timeline, from: span.end, to, last_commit: None, gap: None };
         // The backup's own last segment ends where the backup ended.
-        let mut number = span.end.0.saturating_sub(1) / size;
+        let mut number = if span.brings_wal { span.end.0.saturating_sub(1) } else { span.start.0 } / size;
         loop {
             let found =
                 history.candidates(number, size).filter(|timeline| *timeline >= span.timeline).find_map(
@@ -228,7 +251,7 @@ impl Inventory {
             .candidates(first_missing, size)
             .filter_map(|timeline| self.segments.get(&SegmentName::numbered(timeline, first_missing, size)))
             .any(|segment| segment.conflict);
-        if later || conflict {
+        if later || conflict || reach.to < span.end {
             let timeline = history.candidates(first_missing, size).next().unwrap_or(history.timeline);
             reach.gap = Some(SegmentName::numbered(timeline, first_missing, size).to_string());
         }
@@ -304,7 +327,7 @@ mod tests {
     }
 
     fn span(start: u64, end: u64) -> BackupSpan {
-        BackupSpan { timeline: 1, start: Lsn(start), end: Lsn(end), segment_bytes: SIZE }
+        BackupSpan { timeline: 1, start: Lsn(start), end: Lsn(end), segment_bytes: SIZE, brings_wal: true }
     }
 
     #[test]
@@ -332,6 +355,24 @@ mod tests {
         let later = BackupSpan { end: Lsn(3 * SIZE + 0x200), ..span };
         let own = History::first(1);
         assert_eq!((left.left_for(span, &own), left.left_for(later, &own)), (None, Some(2)));
+    }
+
+    #[test]
+    fn a_backup_without_wal_needs_it_from_its_beginning() {
+        let alone = span(2 * SIZE + 40, 4 * SIZE);
+        let span = BackupSpan { brings_wal: false, ..alone };
+        assert_eq!(span.segments().map(|s| s.segment).collect::<Vec<_>>(), [2, 3]);
+        let reach = |segments: &[(u32, u64, bool)], span| {
+            let reach = inventory(segments, &[]).reach(span, &History::first(1));
+            (reach.to, reach.gap.map(|gap| gap[16..].to_owned()))
+        };
+        let gap = |n: u64| Some(format!("{n:08X}"));
+        assert_eq!(reach(&[], alone), (Lsn(4 * SIZE), None));
+        assert_eq!(reach(&[], span), (span.start, gap(2)));
+        assert_eq!(reach(&[(1, 2, true)], span), (Lsn(3 * SIZE), gap(3)));
+        assert_eq!(reach(&[(1, 3, true)], span), (span.start, gap(2)));
+        assert_eq!(reach(&[(1, 2, true), (1, 3, false)], span), (Lsn(3 * SIZE + 4096), gap(3)));
+        assert_eq!(reach(&[(1, 2, true), (1, 3, true)], span), (Lsn(4 * SIZE), None));
     }
 
     #[test]

@@ -116,5 +116,5 @@ fn copy<S: Sink>(
     if done != length || ShortDigest::from(hasher.finalize()) != *raw {
         return Err(damaged(key, "its contents are not those that were written"));
     }
-    sink.end()
+    sink.end().map_err(|e| e.doing(format!("reading {key}")))
 }

@@ -5,7 +5,9 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
+use super::name::WalName;
 use super::object::{Piece, RESOLVED, ShortDigest};
+use super::place::Place;
 use super::read::Sink;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Meta, list_deep};
@@ -36,19 +38,25 @@ pub struct WalReport {
     pub findings: Vec<WalFinding>,
 }
 
-/// Counts.
-struct Count(u64);
+/// Counts, and looks whether the bytes are of their place.
+struct Look {
+    count: u64,
+    place: Option<Place>,
+}
 
-impl Sink for Count {
+impl Sink for Look {
     type Out = u64;
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0 += bytes.len() as u64;
+        self.count += bytes.len() as u64;
+        if let Some(place) = &mut self.place {
+            place.update(bytes);
+        }
         Ok(())
     }
 
     fn end(self) -> Result<u64> {
-        Ok(self.0)
+        self.place.map_or(Ok(()), |place| place.check()).map(|()| self.count)
     }
 }
 
@@ -97,7 +105,11 @@ impl Archive {
         let read = if stored_only {
             self.compare_stored(&piece, &meta.key).await.map(|()| 0)
         } else {
-            self.read_piece(&piece, &meta.key, Count(0)).await
+            let place = match meta.key.rsplit('/').nth(1).map(str::parse) {
+                Some(Ok(WalName::Segment(segment))) => Some(Place::new(&piece, segment, self.system())),
+                _ => None,
+            };
+            self.read_piece(&piece, &meta.key, Look { count: 0, place }).await
         };
         match read {
             Ok(raw) => Ok((meta.bytes, raw, None)),

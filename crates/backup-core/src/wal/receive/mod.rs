@@ -88,8 +88,8 @@ impl Receiver {
     }
 }
 
-/// Whether a failure may go away by itself. What the server refuses is a mistake when nothing was ever received; later
-/// it is a slot that is still in use by the connection before.
+/// Whether a failure may go away by itself. What the server refuses is a mistake when nothing was ever received, but for
+/// a slot that is still in use: by the connection before, or by a receiver that was killed.
 fn passes(error: &Error, worked: bool) -> bool {
     use ErrorKind::{
         Auth, Cancelled, Config, Conflict, Database, Internal, KeyMissing, NewerFormat, NoDatabase,
@@ -98,7 +98,7 @@ fn passes(error: &Error, worked: bool) -> bool {
     match error.kind() {
         Usage | Config | Auth | NoDatabase | Conflict | KeyMissing | WrongKey | NewerFormat | Unsupported
         | Internal | Cancelled => false,
-        Database | StoreDenied => worked,
+        Database | StoreDenied => worked || error.retryable(),
         _ => true,
     }
 }
