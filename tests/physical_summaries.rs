@@ -7,8 +7,8 @@ mod support;
 use pgark::physical::{DataDirectory, INCREMENTAL};
 use pgark::postgres::Session;
 use support::chain::{Home, all};
-use support::containers::{PgContainer, beside_the_copy};
-use support::{connect, conninfo, containers, left_out, sample};
+use support::containers::{beside_the_copy, with_summaries};
+use support::{connect, conninfo, left_out, sample};
 
 /// What a client sees of some tables, through sequential and through index-only scans.
 const SEEN: &str = "SELECT count(*), coalesce(sum(id), 0) FROM";
@@ -28,20 +28,6 @@ const BEGIN: [&str; 10] = [
 ];
 const TABLES: [&str; 6] = ["shrunk", "visible", "large", "truncated", "created", "moved"];
 
-async fn with_summaries(major: u32) -> (PgContainer, Session) {
-    let container = containers::start(major).await;
-    container.let_replication_in().await;
-    let session = connect(&container.url("postgres")).await;
-    let settings = [
-        "ALTER SYSTEM SET summarize_wal = on",
-        "ALTER SYSTEM SET autovacuum = off",
-        "SELECT pg_reload_conf()",
-    ];
-    all(&session, &settings).await;
-    session.rows(&sample(2000)).await.unwrap();
-    (container, session)
-}
-
 /// Deletes most of a table, has it cut, and extends it again in bulk, which leaves pages of zeros behind.
 async fn shrink(session: &Session) {
     let copy =
@@ -54,6 +40,7 @@ async fn a_chain_comes_back(major: u32) {
         return;
     }
     let (container, session) = with_summaries(major).await;
+    session.rows(&sample(2000)).await.unwrap();
     all(&session, &BEGIN).await;
     all(
         &session,

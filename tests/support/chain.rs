@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pgark::physical::{BaseBackupDump, DataDirectory, INCREMENTAL, Parent};
+use pgark::physical::{BaseBackupDump, INCREMENTAL, Parent};
 use pgark::postgres::{ConnInfo, Session, TempServer};
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
 use pgark::state::HostState;
-use pgark::{Backup, CancellationToken, MemoryTransport, Repository, Restore, Result, Summary};
+use pgark::{Backup, CancellationToken, MemoryTransport, Repository, Restore, Restorer, Result, Summary};
 
 use super::{keys, memory_repository};
 
@@ -117,7 +117,7 @@ impl Home {
         assert!(increment * times < other, "{increment} of {other}");
     }
 
-    pub async fn restore(&self, backup: &Summary, into: DataDirectory) -> Result<()> {
+    pub async fn restore(&self, backup: &Summary, into: impl Restorer + 'static) -> Result<()> {
         let record = self.repository.record(&backup.backup.cluster, &backup.backup.id).await?;
         let age = self
             .keys

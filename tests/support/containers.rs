@@ -44,12 +44,25 @@ impl PgContainer {
     }
 }
 
+/// A server that summarizes its WAL, and a session. What is done to its tables is done by the test alone.
+pub async fn with_summaries(major: u32) -> (PgContainer, pgark::postgres::Session) {
+    let container = start(major).await;
+    container.let_replication_in().await;
+    let session = super::connect(&container.url("postgres")).await;
+    for setting in ["summarize_wal = on", "autovacuum = off"] {
+        session.rows(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
+    }
+    session.rows("SELECT pg_reload_conf()").await.unwrap();
+    (container, session)
+}
+
 /// What a script may say about the copy in `/restored/data`; `$bin` holds the server's programs.
 const WORDS: &str = r#"
 verify() {
     $bin/pg_verifybackup --quiet --ignore=postgresql.auto.conf --ignore=recovery.signal --ignore=pg_wal \
         --ignore=tablespace_map /restored/data >&2
 }
+verify_all() { $bin/pg_verifybackup --quiet "$1" >&2; }
 query() { su postgres -c "psql -h /tmp -XAtF' ' -c '$1'"; }
 start() {
     su postgres -c "$bin/pg_ctl -D /restored/data -l /tmp/log -o '-k /tmp' -w start" >&2 || { cat /tmp/log >&2; exit 1; }

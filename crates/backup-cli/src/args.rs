@@ -65,6 +65,9 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// Restores a backup
     Restore(RestoreArgs),
+    /// Writes a physical backup to a folder as stock tools have it: pg_verifybackup, pg_combinebackup
+    #[allow(clippy::doc_markdown)]
+    Export(ExportArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
@@ -193,6 +196,31 @@ pub(crate) struct RestoreArgs {
     pub(crate) pg_bin: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) recovery: RecoveryArgs,
+}
+
+#[derive(Args)]
+// The comments are the help that people read in a terminal.
+#[allow(clippy::doc_markdown)]
+pub(crate) struct ExportArgs {
+    /// latest, an id, or the beginning of one
+    #[arg(default_value = "latest")]
+    pub(crate) backup: String,
+    /// The folder; one that exists must be empty, or what a killed export left: it goes on. An increment and all that it
+    /// builds on become one full backup
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) to: PathBuf,
+    /// Exports each backup of a chain to a folder of its own, for pg_combinebackup: only with increments of the server's
+    /// (--server-summaries)
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Puts a tablespace elsewhere than beside the folder, FOLDER.tablespace-OID (may be given several times)
+    #[arg(long, value_name = "OID=FOLDER", conflicts_with = "raw", value_parser = tablespace)]
+    pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
+    #[command(flatten)]
+    pub(crate) keys: ReadKeys,
+    /// How much is done at once [default: all cores]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 
 mod backup;
 mod demo;
+mod export;
 mod init;
 mod key;
 mod list;
@@ -15,9 +16,10 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use pgark::config::Settings;
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
-use pgark::{CancellationToken, Repository, Result};
+use pgark::{CancellationToken, Repository, RestoreBuilder, Result};
 
 use crate::args::{Cli, Command};
+use crate::progress;
 
 /// Does what was asked for. `Ok` with another code than success where the work itself went well and its answer
 /// is bad news.
@@ -28,6 +30,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
+        Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,
@@ -53,4 +56,16 @@ async fn catalog(cli: &Cli, settings: &Settings) -> Result<(Repository, Catalog)
 async fn find(repository: &Repository, catalog: &Catalog, wanted: &str) -> Result<BackupRecord> {
     let id = catalog.find(wanted)?.id.clone();
     repository.record(catalog.cluster(), &id).await
+}
+
+/// Adds to a restore what arguments and settings say of keys and jobs.
+fn with_settings(builder: RestoreBuilder, cli: &Cli, settings: &Settings) -> Result<RestoreBuilder> {
+    let mut builder = builder.observer(progress::observer(cli.quiet, cli.json));
+    if let Some(age) = settings.reader()? {
+        builder = builder.encryptor(age);
+    }
+    Ok(match settings.jobs {
+        Some(jobs) => builder.jobs(jobs),
+        None => builder,
+    })
 }

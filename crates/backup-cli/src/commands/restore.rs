@@ -9,9 +9,9 @@ use pgark::repository::{BackupRecord, BackupSummary, Catalog};
 use pgark::{CancellationToken, Repository, Restore, Restored, Result};
 use serde_json::{Value, json};
 
-use super::{catalog, find};
+use super::{catalog, find, with_settings};
 use crate::args::{Cli, RestoreArgs, apply_jobs};
-use crate::{progress, render};
+use crate::render;
 
 pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
     let mut settings = cli.settings()?;
@@ -31,15 +31,8 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
         let to = args.tablespace_map.iter().fold(to, |to, (oid, path)| to.tablespace(*oid, path));
         builder.backup(repository, record).restorer(to)
     };
-    let mut builder = builder.observer(progress::observer(cli.quiet, cli.json));
-    if let Some(age) = settings.reader()? {
-        builder = builder.encryptor(age);
-    }
-    if let Some(jobs) = settings.jobs {
-        builder = builder.jobs(jobs);
-    }
     let begun = Instant::now();
-    let restored = builder.build()?.run(cancel).await?;
+    let restored = with_settings(builder, cli, &settings)?.build()?.run(cancel).await?;
     if !cli.json && !cli.quiet {
         render::print(&text(args, &restored, begun))?;
     }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::check::Pages;
 use super::configuration::CONFIG;
 use super::dump::block_bytes;
 use super::files::Counts;
 use super::journal::Mark;
-use super::overlay::{Ground, apply_list};
+use super::overlay::apply_list;
 use super::place::Place;
 use super::unpack::unpack;
 use super::{INCREMENTAL, LIST, MANIFEST, WAL, check};
@@ -36,6 +36,13 @@ pub(super) struct Resumed {
     pub(super) parts: usize,
     /// How many of them are unpacked.
     pub(super) done: usize,
+}
+
+impl Resumed {
+    /// How it is told in JSON.
+    pub(super) fn json(&self) -> Value {
+        json!({"parts": self.parts, "done": self.done})
+    }
 }
 
 impl Chain<'_> {
@@ -105,15 +112,7 @@ impl Chain<'_> {
         newest: bool,
         jobs: usize,
     ) -> Result<()> {
-        let ground = Ground {
-            targets: self.place.targets.clone(),
-            owner: self.place.owner,
-            newest,
-            existing: self.place.existing,
-            version_folder: self.version_folder.clone(),
-            counts: Arc::clone(self.counts),
-            journal: Arc::clone(&self.place.journal),
-        };
+        let ground = self.place.ground(newest, self.version_folder.clone(), self.counts);
         let is_increment = step.parts().iter().any(|part| part.spec.kind == LIST);
         if is_increment != before.is_some() {
             let why = if is_increment { "is an increment, without its parent" } else { "is no increment" };

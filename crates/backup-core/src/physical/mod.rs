@@ -11,6 +11,7 @@ mod clear;
 mod configuration;
 mod delta;
 mod dump;
+mod export;
 mod files;
 mod increment;
 mod incremental;
@@ -29,6 +30,7 @@ mod wal;
 
 pub(crate) use dump::size_of_setting;
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
+pub use export::Export;
 pub use increment::Parent;
 pub use plan::{Archived, Plan};
 pub use recovery::{Recovery, Target, TargetAction};

@@ -36,6 +36,8 @@ pub(super) struct Ground {
     pub(super) newest: bool,
     /// What may stand where a file goes.
     pub(super) existing: Existing,
+    /// Whether increments of the server's are left as they were sent, and not laid over anything.
+    pub(super) as_sent: bool,
     /// What a tablespace's folder has of this cluster begins so; the rest of it is of no concern.
     pub(super) version_folder: String,
     pub(super) counts: Arc<Counts>,

@@ -13,13 +13,16 @@ use rustix::process::{Pid, test_kill_process};
 use super::BASE;
 use super::clear::{Clearing, Names};
 use super::configuration::{self, Outside};
-use super::delta;
+use super::files::Counts;
 use super::journal::{Done, Head, Journal, MARKER, Mark, boot};
+use super::overlay::Ground;
 use super::recovery::Recovery;
 use super::restore::{PG_CONTROL, PG_CONTROL_UNTIL_THEN};
 use super::unpack::{Existing, make_folder, own};
+use super::{delta, export};
 use crate::error::{Error, ErrorKind, Result};
 
+pub(super) const LABEL: &str = "backup_label";
 const AUTO_CONF: &str = "postgresql.auto.conf";
 /// What tells a server to recover. It has one of them.
 const SIGNALS: [&str; 2] = ["recovery.signal", "standby.signal"];
@@ -192,6 +195,20 @@ impl Place {
         &self.journal.done
     }
 
+    /// What writing the files of a backup needs to know.
+    pub(super) fn ground(&self, newest: bool, version_folder: String, counts: &Arc<Counts>) -> Ground {
+        Ground {
+            targets: self.targets.clone(),
+            owner: self.owner,
+            newest,
+            existing: self.existing,
+            as_sent: false,
+            version_folder,
+            counts: Arc::clone(counts),
+            journal: Arc::clone(&self.journal),
+        }
+    }
+
     /// Takes back what an interrupted [`Place::complete`] did.
     fn go_back(&self) -> Result<()> {
         let failed = |e| Error::io("taking back the end of a restore", e);
@@ -272,18 +289,41 @@ impl Place {
             }
         }
         self.write(recovery.signal(), b"")?;
-        for path in self.targets.values().chain([&wal]) {
+        sync_all(&wal)?;
+        self.finish()
+    }
+
+    /// Puts `pg_control` in its place when all else is safe, and ends the journal.
+    fn finish(&self) -> Result<()> {
+        for path in self.targets.values() {
             sync_all(path)?;
         }
         let (from, to) = (self.base.join(PG_CONTROL_UNTIL_THEN), self.base.join(PG_CONTROL));
-        std::fs::rename(from, to).map_err(failed("putting pg_control in place"))?;
+        std::fs::rename(from, to).map_err(|e| Error::io("putting pg_control in place", e))?;
         self.journal.remove()?;
         sync_all(&self.base)
     }
 
+    /// Leaves the files as the server sent them, or as they were made of a chain (`combined`), with a manifest of
+    /// exactly these: of tablespaces and signals there is nothing that would lead a server elsewhere.
+    pub(super) fn complete_export(&self, combined: bool) -> Result<()> {
+        if combined {
+            self.complete_label()?;
+        }
+        let outside = self.base.join(configuration::FOLDER);
+        match std::fs::remove_dir_all(&outside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("removing {}", outside.display()), e));
+            }
+            _ => {}
+        }
+        export::write_manifest(&self.base, self.owner, combined)?;
+        self.finish()
+    }
+
     /// No server starts on a label that says that it is of an increment (`read_backup_label` in `xlogrecovery.c`).
     fn complete_label(&self) -> Result<()> {
-        let path = self.base.join("backup_label");
+        let path = self.base.join(LABEL);
         let until_then = self.base.join("backup_label.pgark");
         let completed = || {
             let label = std::fs::read_to_string(&path)?;
@@ -362,7 +402,7 @@ fn look_at_interrupted(base: &Path, targets: &BTreeMap<String, PathBuf>, head: &
     Ok(())
 }
 
-fn not_empty(path: &Path) -> Error {
+pub(super) fn not_empty(path: &Path) -> Error {
     Error::new(ErrorKind::Conflict, format!("{} is not empty", path.display())).with_hint(
         "restore into a new or an empty folder; --tablespace-map moves tablespaces elsewhere; --delta restores over a data directory",
     )

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use super::clear::{Names, version_folder};
 use super::configuration;
 use super::dump::{TablespaceOf, position};
 use super::files::Counts;
-use super::place::{Looked, Wanted};
+use super::place::{Looked, Place, Wanted};
 use super::recovery::Recovery;
 use super::unpack::blocking;
 use super::{BASE, KIND};
@@ -73,34 +73,6 @@ impl DataDirectory {
         self
     }
 
-    /// Where each archive of the backup goes.
-    fn targets(&self, contents: &Map<String, Value>) -> Result<BTreeMap<String, PathBuf>> {
-        let known: Vec<TablespaceOf> =
-            contents.get("tablespaces").and_then(|v| serde_json::from_value(v.clone()).ok()).ok_or_else(
-                || Error::new(ErrorKind::Integrity, "the backup does not say what tablespaces it has"),
-            )?;
-        if let Some(oid) = self.tablespaces.keys().find(|oid| known.iter().all(|t| t.oid != **oid)) {
-            let message = format!("the backup has no tablespace {oid}");
-            let list: Vec<String> = known.iter().map(|t| format!("{} at {}", t.oid, t.location)).collect();
-            let hint = if list.is_empty() {
-                "it has none".to_owned()
-            } else {
-                format!("it has {}", list.join(", "))
-            };
-            return Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
-        }
-        let base = std::path::absolute(&self.path)
-            .map_err(|e| Error::io(format!("naming {}", self.path.display()), e))?;
-        let mut targets = BTreeMap::from([(BASE.to_owned(), base)]);
-        for TablespaceOf { oid, location } in known {
-            let path = self.tablespaces.get(&oid).cloned().unwrap_or_else(|| PathBuf::from(location));
-            let path =
-                std::path::absolute(&path).map_err(|e| Error::io(format!("naming tablespace {oid}"), e))?;
-            targets.insert(oid.to_string(), path);
-        }
-        Ok(targets)
-    }
-
     fn wanted(&self, parts: &dyn PartSource, ctx: &Ctx) -> Result<Wanted> {
         let text = |name: &str| parts.facts().get(name).and_then(Value::as_str);
         let folder = version_folder(parts.facts().get("server_version"));
@@ -116,11 +88,92 @@ impl DataDirectory {
         };
         Ok(Wanted {
             backup: ctx.backup.as_ref().map(ToString::to_string).unwrap_or_default(),
-            targets: self.targets(parts.contents())?,
+            targets: targets(&self.path, &self.tablespaces, parts.contents(), |t| {
+                PathBuf::from(&t.location)
+            })?,
             over,
             version_folder: folder.unwrap_or_default(),
         })
     }
+}
+
+/// Where each archive of a backup goes: the data directory, and its tablespaces, which are where they are wanted or, by
+/// default, where `place` says.
+pub(super) fn targets(
+    base: &Path,
+    wanted: &BTreeMap<u32, PathBuf>,
+    contents: &Map<String, Value>,
+    place: impl Fn(&TablespaceOf) -> PathBuf,
+) -> Result<BTreeMap<String, PathBuf>> {
+    let known: Vec<TablespaceOf> = contents
+        .get("tablespaces")
+        .and_then(|v| serde_json::from_value(v.clone()).ok())
+        .ok_or_else(|| Error::new(ErrorKind::Integrity, "the backup does not say what tablespaces it has"))?;
+    if let Some(oid) = wanted.keys().find(|oid| known.iter().all(|t| t.oid != **oid)) {
+        let message = format!("the backup has no tablespace {oid}");
+        let list: Vec<String> = known.iter().map(|t| format!("{} at {}", t.oid, t.location)).collect();
+        let hint =
+            if list.is_empty() { "it has none".to_owned() } else { format!("it has {}", list.join(", ")) };
+        return Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
+    }
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| Error::io(format!("naming {}", path.display()), e))
+    };
+    let mut targets = BTreeMap::from([(BASE.to_owned(), absolute(base)?)]);
+    for tablespace in known {
+        let path = wanted.get(&tablespace.oid).cloned().unwrap_or_else(|| place(&tablespace));
+        targets.insert(tablespace.oid.to_string(), absolute(&path)?);
+    }
+    Ok(targets)
+}
+
+/// The files of a backup in their places, but for what makes them a data directory.
+pub(super) struct Unpacked {
+    pub(super) place: Place,
+    pub(super) counts: Arc<Counts>,
+    pub(super) resumed: Option<Resumed>,
+}
+
+/// Unpacks a backup, and goes on where that was interrupted.
+pub(super) async fn unpack_backup(
+    parts: &Arc<dyn PartSource>,
+    wanted: Wanted,
+    ctx: &Ctx,
+) -> Result<Unpacked> {
+    let version_folder = wanted.version_folder.clone();
+    let base = wanted.targets.get(BASE).cloned().unwrap_or_default();
+    let looked = blocking(move || Looked::at(wanted)).await?;
+    let names = if looked.needs_names() {
+        let first = parts.ancestors().first().unwrap_or(parts);
+        Names::of(&**first).await?
+    } else {
+        Names::default()
+    };
+    let (place, told) = blocking(move || looked.prepare(&names)).await.map_err(|e| incomplete(e, &base))?;
+    for message in told {
+        ctx.observer.event(&Event::Warning { message });
+    }
+    let counts = Arc::new(Counts::default());
+    let chain = Chain { parts, place: &place, version_folder, counts: &counts };
+    let resumed = chain.resumed(ctx);
+    let unpacked = tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
+        unpacked = chain.unpack(ctx) => unpacked,
+    };
+    unpacked.map_err(|e| incomplete(e, &place.base))?;
+    Ok(Unpacked { place, counts, resumed })
+}
+
+/// Says what an error leaves behind.
+pub(super) fn incomplete(error: Error, base: &Path) -> Error {
+    if error.hint().is_some() {
+        return error;
+    }
+    error.with_hint(format!(
+        "{} is incomplete, and no server starts on it: run the restore again, and it goes on where it can; or remove the folder",
+        base.display()
+    ))
 }
 
 #[async_trait]
@@ -132,35 +185,8 @@ impl Restorer for DataDirectory {
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
         let (timeline, end) = position(parts.facts())?;
         self.recovery.check_wal_of(parts.facts())?;
-        let wanted = self.wanted(&*parts, ctx)?;
-        let version_folder = wanted.version_folder.clone();
-        let looked = blocking(move || Looked::at(wanted)).await?;
-        let names = if looked.needs_names() {
-            let first = parts.ancestors().first().unwrap_or(&parts);
-            Names::of(&**first).await?
-        } else {
-            Names::default()
-        };
-        let incomplete = |e: Error| {
-            let again = format!(
-                "{} is incomplete, and no server starts on it: run the restore again, and it goes on where it can; or remove the folder",
-                self.path.display()
-            );
-            if e.hint().is_some() { e } else { e.with_hint(again) }
-        };
-        let (place, told) = blocking(move || looked.prepare(&names)).await.map_err(incomplete)?;
-        for message in told {
-            ctx.observer.event(&Event::Warning { message });
-        }
-        let counts = Arc::new(Counts::default());
-        let chain = Chain { parts: &parts, place: &place, version_folder, counts: &counts };
-        let resumed = chain.resumed(ctx);
-        let restored = tokio::select! {
-            biased;
-            () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-            restored = chain.unpack(ctx) => restored,
-        };
-        restored.map_err(incomplete)?;
+        let Unpacked { place, counts, resumed } =
+            unpack_backup(&parts, self.wanted(&*parts, ctx)?, ctx).await?;
         let recovery = self.recovery.clone();
         let outside = parts.contents().get(configuration::CONTENTS);
         let outside = outside.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
@@ -169,7 +195,7 @@ impl Restorer for DataDirectory {
             place.complete(timeline, &recovery)
         })
         .await
-        .map_err(incomplete)?;
+        .map_err(|e| incomplete(e, &self.path))?;
         let mut target = Map::new();
         target.insert("data_directory".to_owned(), json!(self.path));
         target.insert(
@@ -180,8 +206,7 @@ impl Restorer for DataDirectory {
         target.insert("consistent_at".to_owned(), end.to_string().into());
         target.insert("written_bytes".to_owned(), counts.written().into());
         target.insert("same_bytes".to_owned(), counts.same().into());
-        let resumed = resumed.map(|Resumed { parts, done }| json!({"parts": parts, "done": done}));
-        target.insert("resumed".to_owned(), resumed.into());
+        target.insert("resumed".to_owned(), resumed.map(|resumed| resumed.json()).into());
         Ok(target)
     }
 }

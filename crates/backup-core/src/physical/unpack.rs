@@ -71,7 +71,7 @@ pub(super) async fn unpack(parts: &dyn PartSource, part: &PartInfo, ground: &Gro
         }
         return blocking(move || unpacker.finish()).await;
     }
-    if part.spec.kind == INCREMENTAL {
+    if part.spec.kind == INCREMENTAL && !ground.as_sent {
         let mut unpacker = IncrementalUnpacker::new(unpacker, block_bytes(parts.facts())?);
         while let Some(bytes) = stream.next().await {
             let bytes = bytes?;
