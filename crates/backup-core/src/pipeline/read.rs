@@ -13,7 +13,7 @@ use super::pool::{CpuPool, received};
 use crate::compressor::Compressor;
 use crate::encryptor::Cipher;
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::{Digest, Frame, ObjectRecord, PartContents, PartRecord};
+use crate::repository::{Digest, Frame, ObjectRecord, PartContents, PartRecord, RawHasher};
 use crate::store::{Bytestream, Store};
 
 /// What is needed to read the parts of a backup.
@@ -68,14 +68,14 @@ impl PartReader {
                 "record and contents do not fit each other",
             ));
         }
-        let (mut raw, mut raw_bytes) = (blake3::Hasher::new(), 0);
+        let (mut raw, mut raw_bytes) = (RawHasher::like(&contents.raw), 0);
         for (object, frames) in record.objects.iter().zip(&contents.objects) {
             let done = self.object(object, frames.clone(), tx, &mut raw, &mut raw_bytes).await;
             if !done.map_err(|e| e.doing(format!("reading {}/{}", self.folder, object.key)))? {
                 return Ok(());
             }
         }
-        let (found, expected) = (Digest::from(raw.finalize()), contents.raw_blake3);
+        let (found, expected) = (raw.finish(), contents.raw);
         if (raw_bytes, found) != (contents.raw_bytes, expected) {
             let why =
                 format!("its contents have {raw_bytes} bytes and digest {found}, not those of the backup");
@@ -90,7 +90,7 @@ impl PartReader {
         object: &ObjectRecord,
         frames: Vec<Frame>,
         tx: &mpsc::Sender<Result<Bytes>>,
-        raw: &mut blake3::Hasher,
+        raw: &mut RawHasher,
         raw_bytes: &mut u64,
     ) -> Result<bool> {
         let key = format!("{}/{}", self.folder, object.key);
@@ -145,7 +145,7 @@ impl PartReader {
         &self,
         pending: &mut VecDeque<oneshot::Receiver<Result<Vec<u8>>>>,
         tx: &mpsc::Sender<Result<Bytes>>,
-        hasher: &mut blake3::Hasher,
+        hasher: &mut RawHasher,
         bytes: &mut u64,
     ) -> Result<bool> {
         let Some(oldest) = pending.pop_front() else { return Ok(true) };

@@ -20,7 +20,7 @@ use crate::dumper::{PartSink, PartSpec, PartWriter};
 use crate::encryptor::Cipher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::repository::{Digest, ObjectRecord, PartContents, PartRecord, layout};
+use crate::repository::{ObjectRecord, PartContents, PartRecord, RawHasher, layout};
 use crate::store::{Store, Upload};
 
 /// Everything that the parts of a run share.
@@ -185,7 +185,7 @@ struct PartInProgress {
     kind: String,
     objects: Vec<ObjectRecord>,
     frames: Vec<Vec<crate::repository::Frame>>,
-    raw: blake3::Hasher,
+    raw: RawHasher,
     raw_bytes: u64,
     upload: Option<Box<dyn Upload>>,
 }
@@ -202,7 +202,7 @@ impl Shared {
             kind: spec.kind,
             objects: Vec::new(),
             frames: Vec::new(),
-            raw: blake3::Hasher::new(),
+            raw: RawHasher::default(),
             raw_bytes: 0,
             upload: None,
         };
@@ -227,7 +227,7 @@ impl Shared {
             part,
             name: spec.name,
             raw_bytes: progress.raw_bytes,
-            raw_blake3: Digest::from(progress.raw.finalize()),
+            raw: progress.raw.finish(),
             objects: progress.frames,
         };
         Ok((record, contents))

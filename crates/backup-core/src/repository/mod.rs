@@ -13,6 +13,7 @@ mod identity;
 mod keys;
 pub mod layout;
 mod open;
+mod raw_digest;
 mod record;
 mod run;
 mod sweep;
@@ -25,6 +26,8 @@ pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
 pub(crate) use keys::{has_key, open_cipher};
 pub use open::{Abilities, FORMAT, Repository};
+pub(crate) use raw_digest::RawHasher;
+pub use raw_digest::{Hash128, RawDigest};
 pub use record::{
     BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents,
     PartRecord, Started, State, Tool,

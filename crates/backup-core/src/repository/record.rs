@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{BackupId, ClusterName, FORMAT};
+use super::{BackupId, ClusterName, FORMAT, RawDigest};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A BLAKE3 digest of 32 bytes, 64 hexadecimal digits in JSON.
@@ -230,8 +230,9 @@ pub struct PartContents {
     pub name: String,
     /// Length before compression.
     pub raw_bytes: u64,
-    /// BLAKE3 of the raw bytes.
-    pub raw_blake3: Digest,
+    /// Digest of the raw bytes.
+    #[serde(flatten)]
+    pub raw: RawDigest,
     /// For each object its frames, in order.
     #[serde(rename = "frames")]
     pub objects: Vec<Vec<Frame>>,
