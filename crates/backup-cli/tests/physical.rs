@@ -8,6 +8,7 @@ mod support;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use cli::Pgark;
@@ -273,4 +274,32 @@ async fn a_restore_over_a_data_directory_that_is_killed_is_finished_by_the_next_
     server.stop("fast").unwrap();
     let said = chained.pgark.text(&args);
     assert!(said.contains("\nwritten: ") && said.contains("there already: "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_a_backup_of_stock_tools() {
+    let server = server();
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let (identity, recipient) = pgark.key("key");
+    let backup = ["backup", "--repo", &repo, "--db", &db, "--recipient", &recipient];
+    let physical = pgark.json(&[&backup[..], &["--physical"]].concat());
+    // The newest is of another kind.
+    pgark.json(&backup);
+    let (plain, again) = (pgark.place("plain"), pgark.place("again"));
+    let export = ["export", "--repo", &repo, "--identity", &identity];
+    let exported = pgark.json(&[&export[..], &["--to", &plain]].concat());
+    assert_eq!(exported["exported"]["backup"]["id"], physical["backup"]["id"]);
+    assert_eq!(exported["exported"]["target"]["resumed"], serde_json::Value::Null);
+    let verify = Command::new(server.bin().join("pg_verifybackup")).arg(&plain).output().unwrap();
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stderr));
+    pgark.fails(&[&export[..], &["--to", &plain]].concat(), ErrorKind::Conflict).says("not empty");
+    assert!(pgark.text(&[&export[..], &["--to", &again, "--raw"]].concat()).contains(&again));
+    let verify =
+        Command::new(server.bin().join("pg_verifybackup")).arg(format!("{again}/1")).output().unwrap();
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stderr));
+    // Of a database there is no such folder.
+    let logical = pgark.json(&["list", "--repo", &repo])["backups"][1]["id"].as_str().unwrap().to_owned();
+    let other = pgark.place("other");
+    pgark.fails(&[&export[..], &["--to", &other, &logical]].concat(), ErrorKind::Unsupported).says("logical");
 }
