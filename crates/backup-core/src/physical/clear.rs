@@ -13,7 +13,7 @@ use super::check::{Listed, parse};
 use super::journal::MARKER;
 use super::overlay::on_disk;
 use super::restore::LEFT_OUT;
-use super::unpack::blocking;
+use super::unpack::{blocking, empty_but};
 use super::{BASE, MANIFEST};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -165,7 +165,7 @@ impl Clearing<'_> {
             return Ok(false);
         }
         if is_base && name == Path::new(PG_WAL) && (found.is_dir() || found.is_symlink()) {
-            return empty_wal(path).map(|()| false);
+            return empty_but(LOST_AND_FOUND, path).map(|()| false);
         }
         if is_base && found.is_symlink() && name.parent() == Some(Path::new(PG_TBLSPC)) {
             return if self.is_right_link(path)? {
@@ -212,22 +212,6 @@ impl Clearing<'_> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         Ok(self.targets.get(name).is_some_and(|target| *target == leads))
     }
-}
-
-/// Empties `pg_wal`, or the folder that it leads to.
-fn empty_wal(path: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_name() == LOST_AND_FOUND {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::journal::{Done, Head, Journal, MARKER, Mark, boot};
 use super::overlay::Ground;
 use super::recovery::Recovery;
 use super::restore::{PG_CONTROL, PG_CONTROL_UNTIL_THEN};
-use super::unpack::{Existing, make_folder, own};
+use super::unpack::{Existing, empty_but, make_folder, own};
 use super::{delta, export};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -164,7 +164,7 @@ impl Looked {
                 make_folder(path, 0o700, owner)?;
             }
             if matches!(begin, Begin::Emptied) {
-                empty(path)?;
+                empty_but(MARKER, path).map_err(|e| Error::io(format!("emptying {}", path.display()), e))?;
             }
         }
         let mut told = Vec::new();
@@ -441,25 +441,6 @@ fn has_nothing_but(path: &Path, name: Option<&str>) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Removes what is in a folder, but the journal.
-fn empty(path: &Path) -> Result<()> {
-    let emptied = || {
-        for entry in std::fs::read_dir(path)? {
-            let entry = entry?;
-            if entry.file_name() == MARKER {
-                continue;
-            }
-            if entry.file_type()?.is_dir() {
-                std::fs::remove_dir_all(entry.path())?;
-            } else {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(())
-    };
-    emptied().map_err(|e| Error::io(format!("emptying {}", path.display()), e))
 }
 
 /// Everything of the file system that holds a folder.

@@ -259,6 +259,22 @@ pub(super) fn below(name: &[u8]) -> Result<PathBuf> {
     })
 }
 
+/// Removes what is in a folder, but what has this name.
+pub(super) fn empty_but(kept: &str, folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() == kept {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a folder and its parents; one that is there gets the mode.
 pub(super) fn make_folder(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let failed = |e| Error::io(format!("making the folder {}", path.display()), e);
