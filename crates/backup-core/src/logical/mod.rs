@@ -3,11 +3,18 @@
 //! [`PgDump`] streams what `pg_dump` writes, [`PgRestore`] feeds it to `pg_restore`. Both are serial; a dumper
 //! that opens many parts at once fits the same traits.
 
+pub mod archive;
+mod contents;
 mod database;
+mod fingerprint;
 mod pg_dump;
 mod pg_restore;
 
+pub use contents::{
+    Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
+};
 pub use database::DatabaseFacts;
+pub use fingerprint::{Fingerprint, RowHasher};
 pub use pg_dump::{PgDump, Preview};
 pub use pg_restore::PgRestore;
 
@@ -15,3 +22,13 @@ pub use pg_restore::PgRestore;
 pub const KIND: &str = "logical";
 /// Kind of the part that holds an archive of `pg_dump` in custom format.
 pub const ARCHIVE: &str = "pgdump";
+/// Kind of the part that holds a table of contents, a `toc.dat` of the directory format.
+pub const TOC: &str = "toc";
+/// Kind of a part that holds rows of one table as COPY text, without a terminator.
+pub const COPY: &str = "copy";
+/// Kind of a part that holds the rows of small tables: a tar archive with a member `<entry>.dat` for each.
+pub const PACK: &str = "pack";
+/// Kind of a part that holds large objects: a tar archive with a member `blob_<oid>.dat` for each.
+pub const LARGE_OBJECTS: &str = "blobs";
+/// Kind of the part that holds the globals of a server as SQL.
+pub const GLOBALS: &str = "globals";
