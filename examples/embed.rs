@@ -18,7 +18,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use pgark::codec::Zstd;
 use pgark::crypt::{Age, IdentityFile, generate_identity};
-use pgark::logical::{PgDump, PgRestore};
+use pgark::logical::{Dump, Load};
 use pgark::postgres::{ConnInfo, Session, TempServer, TempServerOptions};
 use pgark::repository::{BackupId, BackupSummary, Catalog, ClusterName};
 use pgark::retention::Verdict;
@@ -175,7 +175,7 @@ async fn main() -> Result<()> {
         let summary = Backup::builder()
             .repository(repository.clone())
             .cluster(cluster.clone())
-            .dumper(PgDump::new(place.connection.clone()))
+            .dumper(Dump::new(place.connection.clone()))
             .compressor(Thrifty::new()?)
             .encryptor(Age::new().to(&recipient)?)
             .observer(Arc::new(Tenths::default()))
@@ -215,7 +215,7 @@ async fn main() -> Result<()> {
     let restored = Restore::builder()
         .backup(repository, record)
         .encryptor(reader()?)
-        .restorer(PgRestore::into(target.clone()))
+        .restorer(Load::into(target.clone()))
         .observer(Arc::new(Tenths::default()))
         .build()?
         .run(&cancel)

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use pgark::crypt::Age;
-//! use pgark::logical::{PgDump, PgRestore};
+//! use pgark::logical::{Dump, Load};
 //! use pgark::postgres::ConnInfo;
 //! use pgark::{Backup, CancellationToken, Repository, Restore, StoreOptions, open_store};
 //!
@@ -17,7 +17,7 @@
 //!
 //! let summary = Backup::builder()
 //!     .repository(repository.clone())
-//!     .dumper(PgDump::new(ConnInfo::parse("service=prod dbname=shop")?))
+//!     .dumper(Dump::new(ConnInfo::parse("service=prod dbname=shop")?))
 //!     .encryptor(Age::new().to("age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p")?)
 //!     .build()?
 //!     .run(&cancel)
@@ -27,7 +27,7 @@
 //! Restore::builder()
 //!     .backup(repository, record)
 //!     .encryptor(Age::new().identities(pgark::crypt::IdentityFile::read("key.txt".as_ref())?))
-//!     .restorer(PgRestore::into(ConnInfo::parse("service=test dbname=shop_restored")?))
+//!     .restorer(Load::into(ConnInfo::parse("service=test dbname=shop_restored")?))
 //!     .build()?
 //!     .run(&cancel)
 //!     .await?;

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use pgark::crypt::{Age, IdentityFile};
-use pgark::logical::{PgDump, PgRestore};
+use pgark::logical::{Dump, Load};
 use pgark::repository::{Catalog, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
 use pgark::{Backup, CancellationToken, PipelineOptions, Repository, Restore, StoreOptions, open_store};
@@ -64,7 +64,7 @@ async fn a_repository_of_format_1_opens() {
         let report = verify(&repository, &record, options, &CancellationToken::new()).await.unwrap();
         assert!(report.is_good() && report.raw_bytes > 60_000, "{report:?}");
         let name = format!("shop_{i}");
-        let restorer = PgRestore::into(server.conninfo(&name).unwrap());
+        let restorer = Load::into(server.conninfo(&name).unwrap());
         let restore =
             Restore::builder().backup(repository.clone(), record).encryptor(identity()).restorer(restorer);
         restore.build().unwrap().run(&CancellationToken::new()).await.unwrap();
@@ -104,7 +104,7 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
     (options.frame_bytes, options.chunk_bytes, options.object_bytes) = (64 * 1024, 64 * 1024, 300_000);
     let backup = Backup::builder()
         .repository(repository.clone())
-        .dumper(PgDump::new(server.conninfo("shop").unwrap()))
+        .dumper(Dump::new(server.conninfo("shop").unwrap()))
         .encryptor(Age::new().to(&recipient).unwrap())
         .options(options)
         .build()

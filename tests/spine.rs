@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 
 use pgark::crypt::Age;
-use pgark::logical::{PgDump, PgRestore};
+use pgark::logical::{Dump, Load};
 use pgark::postgres::Tools;
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
@@ -30,7 +30,7 @@ async fn there_and_back(
     let (reader, recipient) = keys();
     let mut builder = Backup::builder()
         .repository(repository.clone())
-        .dumper(PgDump::new(conninfo(source)).tools(dump))
+        .dumper(Dump::new(conninfo(source)).tools(dump))
         .shared_compressor(codec::parse(method).unwrap());
     if encrypted {
         builder = builder.encryptor(Age::new().to(&recipient).unwrap());
@@ -48,9 +48,8 @@ async fn there_and_back(
     let report = verify(&repository, &record, options, &cancel).await.unwrap();
     assert!(report.is_good() && report.raw_bytes == summary.raw_bytes, "{report:?}");
 
-    let mut builder = Restore::builder()
-        .backup(repository, record)
-        .restorer(PgRestore::into(conninfo(target)).tools(restore));
+    let mut builder =
+        Restore::builder().backup(repository, record).restorer(Load::into(conninfo(target)).tools(restore));
     if encrypted {
         builder = builder.encryptor(reader());
     }
@@ -117,7 +116,7 @@ async fn a_pg_dump_that_is_too_old_says_what_to_install() {
     let tools = Tools::in_folder(containers::tools(15));
     let backup = Backup::builder()
         .repository(repository)
-        .dumper(PgDump::new(conninfo(&container.url("postgres"))).tools(tools));
+        .dumper(Dump::new(conninfo(&container.url("postgres"))).tools(tools));
     let error = backup.build().unwrap().run(&CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ToolMissing);
     assert!(error.hint().unwrap().contains("postgresql-client-17"), "{error:?}");
@@ -125,11 +124,8 @@ async fn a_pg_dump_that_is_too_old_says_what_to_install() {
 }
 
 async fn one_backup(repository: &Repository, source: &str) -> BackupRecord {
-    let backup = Backup::builder()
-        .repository(repository.clone())
-        .dumper(PgDump::new(conninfo(source)))
-        .build()
-        .unwrap();
+    let backup =
+        Backup::builder().repository(repository.clone()).dumper(Dump::new(conninfo(source))).build().unwrap();
     let summary = backup.run(&CancellationToken::new()).await.unwrap();
     repository.record(&ClusterName::default(), &summary.backup.id).await.unwrap()
 }
@@ -143,7 +139,7 @@ async fn a_database_that_is_not_empty_is_left_alone() {
     let (repository, _) = memory_repository().await;
     let record = one_backup(&repository, &server.url("postgres")).await;
     let into = |name: &str| {
-        let restorer = PgRestore::into(server.conninfo(name).unwrap());
+        let restorer = Load::into(server.conninfo(name).unwrap());
         Restore::builder().backup(repository.clone(), record.clone()).restorer(restorer).build().unwrap()
     };
     let error = into("other").run(&CancellationToken::new()).await.unwrap_err();
@@ -165,7 +161,7 @@ async fn a_failed_restore_leaves_no_database() {
         bytes[middle] ^= 1;
         Some(bytes)
     });
-    let restorer = PgRestore::into(server.conninfo("broken").unwrap());
+    let restorer = Load::into(server.conninfo("broken").unwrap());
     let restore = Restore::builder().backup(repository, record).restorer(restorer).build().unwrap();
     let error = restore.run(&CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Integrity, "{error:?}");
@@ -185,7 +181,7 @@ async fn a_locale_and_an_encoding_come_back() {
     support::sql(&server, "latin", "CREATE TABLE t AS SELECT 'café'::text AS x").await;
     let (repository, _) = memory_repository().await;
     let record = one_backup(&repository, &server.url("latin")).await;
-    let restorer = PgRestore::into(server.conninfo("latin2").unwrap());
+    let restorer = Load::into(server.conninfo("latin2").unwrap());
     Restore::builder()
         .backup(repository, record)
         .restorer(restorer)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup_core::crypt::{Age, IdentityFile};
-use backup_core::logical::{PgDump, PgRestore};
+use backup_core::logical::{Dump, Load};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
 use backup_core::state::HostState;
@@ -116,8 +116,8 @@ impl Settings {
     }
 
     /// What dumps one database.
-    pub fn dumper(&self, connection: ConnInfo) -> PgDump {
-        PgDump::new(connection).tools(self.tools())
+    pub fn dumper(&self, connection: ConnInfo) -> Dump {
+        Dump::new(connection).tools(self.tools())
     }
 
     /// A backup, up to what a frontend adds: repository, label, observer.
@@ -140,7 +140,7 @@ impl Settings {
     }
 
     /// A restorer into a database.
-    pub fn restorer(&self, connection: ConnInfo) -> PgRestore {
-        PgRestore::into(connection).tools(self.tools())
+    pub fn restorer(&self, connection: ConnInfo) -> Load {
+        Load::into(connection).tools(self.tools())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pgark::logical::PgDump;
+use pgark::logical::Dump;
 use pgark::postgres::{ConnInfo, Environment, TempServer, Tools};
 use pgark::{Backup, CancellationToken};
 
@@ -42,7 +42,7 @@ async fn back_up(settings: &str, environment: &Environment, tools: Tools) {
     let info = ConnInfo::resolve(settings, environment).unwrap();
     let (repository, _) = memory_repository().await;
     let backup =
-        Backup::builder().repository(repository).dumper(PgDump::new(info).tools(tools)).build().unwrap();
+        Backup::builder().repository(repository).dumper(Dump::new(info).tools(tools)).build().unwrap();
     let summary = backup.run(&CancellationToken::new()).await.unwrap();
     assert!(summary.raw_bytes > 10_000 && summary.warnings.is_empty(), "{summary:?}");
 }

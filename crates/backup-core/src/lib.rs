@@ -5,7 +5,7 @@
 //!
 //! | trait | turns | pgark's own |
 //! | --- | --- | --- |
-//! | [`Dumper`], [`Restorer`] | a database into parts, and back | [`logical::PgDump`], [`logical::PgRestore`] |
+//! | [`Dumper`], [`Restorer`] | a database into parts, and back | [`logical::Dump`], [`logical::Load`] |
 //! | [`Compressor`] | frames of a part into smaller ones | [`codec`] |
 //! | [`Encryptor`] | a part's bytes into sealed ones | [`crypt::Age`] |
 //! | [`Store`] | keys into objects | the crate `backup-storage` |
@@ -22,6 +22,7 @@ mod error;
 mod restore;
 mod shared_writer;
 mod store;
+mod tar_reader;
 
 pub mod codec;
 pub mod crypt;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pgark::crypt::{Age, IdentityFile, generate_identity};
-use pgark::logical::{PgDump, PgRestore};
+use pgark::logical::{Dump, Load};
 use pgark::postgres::{Session, TempServer, TempServerOptions};
 use pgark::repository::{Catalog, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
@@ -110,7 +110,7 @@ async fn demo(folder: &Path, args: &DemoArgs, steps: &mut Steps) -> Result<()> {
     let (repository, _) = Repository::init(store).await?;
     let backup = Backup::builder()
         .repository(repository.clone())
-        .dumper(PgDump::new(server.conninfo("shop")?))
+        .dumper(Dump::new(server.conninfo("shop")?))
         .encryptor(Age::new().to(&recipient)?)
         .label("demo")
         .build()?
@@ -148,7 +148,7 @@ async fn demo(folder: &Path, args: &DemoArgs, steps: &mut Steps) -> Result<()> {
     let restored = Restore::builder()
         .backup(repository, record)
         .encryptor(reader()?)
-        .restorer(PgRestore::into(server.conninfo("shop")?))
+        .restorer(Load::into(server.conninfo("shop")?))
         .build()?
         .run(&cancel)
         .await?;

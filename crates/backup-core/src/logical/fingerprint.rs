@@ -47,12 +47,21 @@ pub struct RowHasher {
 impl RowHasher {
     /// Adds text of COPY. A newline ends a row: within one it is written `\n`.
     pub fn text(&mut self, mut text: &[u8]) {
-        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', text) {
             self.row_end(&text[..end]);
             text = &text[end + 1..];
         }
         if !text.is_empty() {
             self.open.get_or_insert_default().update(text);
+        }
+    }
+
+    /// Adds a piece of a row with its newline, where it is known whether the row ends with it.
+    pub fn piece(&mut self, piece: &[u8], ends: bool) {
+        if ends {
+            self.row_end(piece.strip_suffix(b"\n").unwrap_or(piece));
+        } else {
+            self.open.get_or_insert_default().update(piece);
         }
     }
 

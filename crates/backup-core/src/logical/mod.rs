@@ -1,22 +1,24 @@
 //! Logical backups: a database as SQL and rows.
 //!
-//! [`PgDump`] streams what `pg_dump` writes, [`PgRestore`] feeds it to `pg_restore`. Both are serial; a dumper
-//! that opens many parts at once fits the same traits.
+//! [`Dump`] takes names and definitions from what `pg_dump` writes, and rows by COPY over several sessions that share
+//! one snapshot. [`Load`] gives the definitions to `pg_restore`, and the rows to COPY. [`LogicalContents`] says which
+//! part holds what.
 
 pub mod archive;
 mod contents;
 mod database;
+mod dump;
 mod fingerprint;
-mod pg_dump;
-mod pg_restore;
+mod load;
+mod tar_writer;
 
 pub use contents::{
     Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
+pub use dump::{Dump, Preview, Selection};
 pub use fingerprint::{Fingerprint, RowHasher};
-pub use pg_dump::{PgDump, Preview};
-pub use pg_restore::PgRestore;
+pub use load::{Load, LoadOptions};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.
 pub const KIND: &str = "logical";

@@ -12,9 +12,9 @@ use tar::{EntryType, Header};
 
 use super::blocks::{BlocksWriter, damaged};
 use super::increment::made_path;
-use super::tar::{Piece, Reader};
 use super::unpack::{Unpacker, below};
 use crate::error::Result;
+use crate::tar_reader::{Piece, Reader};
 
 const MAGIC: u32 = 0xd3ae_1f0d;
 /// Length of what stands before the numbers.

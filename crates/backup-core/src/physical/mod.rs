@@ -24,7 +24,6 @@ mod recovery;
 mod relation;
 mod restore;
 mod shards;
-mod tar;
 mod unpack;
 mod wal;
 

@@ -19,11 +19,11 @@ use super::files::Counts;
 use super::increment::{BLOCKS, Entry, FILES, ListReader, Stored, Window};
 use super::journal::{Journal, MARKER};
 use super::restore::{PG_CONTROL, PG_CONTROL_UNTIL_THEN};
-use super::tar::{Piece, Reader};
 use super::unpack::{Existing, Unpacker, below, has_mode, make_folder};
 use super::{BASE, LIST};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
+use crate::tar_reader::{Piece, Reader};
 
 /// What writing files needs to know of the restore.
 #[derive(Clone)]

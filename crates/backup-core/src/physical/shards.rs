@@ -4,9 +4,9 @@ use bytes::Bytes;
 use tar::Header;
 use tokio::task::JoinHandle;
 
-use super::tar::{BLOCK, padding};
 use crate::dumper::{PartSink, PartSpec, PartWriter};
 use crate::error::{Error, Result};
+use crate::tar_reader::{BLOCK, padding};
 
 /// Bytes of files that go into a shard. A larger file has one of its own.
 const SHARD_BYTES: u64 = 256 * 1024 * 1024;

@@ -16,10 +16,10 @@ use super::files::{Counts, FileWriter};
 use super::incremental::IncrementalUnpacker;
 use super::overlay::{DeltaUnpacker, Ground, unknown_archive};
 use super::restore::{LEFT_OUT, PG_CONTROL, PG_CONTROL_UNTIL_THEN};
-use super::tar::{Piece, Reader};
 use super::{BASE, DELTA, FILES, INCREMENTAL, MANIFEST, WAL};
 use crate::dumper::{PartInfo, PartSource};
 use crate::error::{Error, ErrorKind, Result};
+use crate::tar_reader::{Piece, Reader};
 
 /// What may stand where a file goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 mod client;
 mod conninfo;
 mod control;
+mod copy;
 mod lsn;
 mod page;
 mod process;
@@ -13,11 +14,13 @@ mod start;
 mod temp_server;
 mod tls;
 mod tools;
+mod wire;
 mod x509;
 
 pub use client::{Session, quote_identifier, quote_literal};
 pub use conninfo::{ConnInfo, Environment, Host};
 pub use control::system_identifier;
+pub use copy::CopySession;
 pub use lsn::Lsn;
 pub(crate) use page::Page;
 pub(crate) use process::{Process, Run as ProcessRun};

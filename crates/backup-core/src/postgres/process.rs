@@ -122,6 +122,15 @@ impl Process {
         self.reader.abort();
     }
 
+    /// Ends a tool of which nothing more is wanted; what it had said by then.
+    pub(crate) async fn end(mut self) -> Vec<String> {
+        let words = Arc::clone(&self.words);
+        self.kill().await;
+        let words = words.lock().unwrap_or_else(PoisonError::into_inner);
+        // That it was ended is no news.
+        words.iter().filter(|word| !word.contains("terminated by user")).cloned().collect()
+    }
+
     fn explain(&self, status: ExitStatus, words: &[String]) -> Error {
         use std::os::unix::process::ExitStatusExt;
         let name = &self.name;

@@ -7,8 +7,8 @@ use tar::{EntryType, Header};
 use super::{CONFIG, Outside};
 use crate::dumper::{PartSink, PartSpec};
 use crate::error::{Error, Result};
-use crate::physical::tar::{BLOCK, padding};
 use crate::postgres::{Session, quote_literal};
+use crate::tar_reader::{BLOCK, padding};
 
 /// Bytes of a file that are read at most, and files: a configuration is small.
 const LARGEST: usize = 1024 * 1024;

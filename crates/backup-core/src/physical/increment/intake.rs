@@ -5,13 +5,13 @@ use tar::{EntryType, Header};
 use tokio::task::JoinHandle;
 
 use super::super::shards::Shards;
-use super::super::tar::{Piece, Reader};
 use super::super::{DELTA, FILES, INCREMENTAL, LIST};
 use super::compare::{Compared, Comparer, Input, Output};
 use super::list::{Entry, Stored, listed_mode, listed_path};
 use crate::dumper::{PartSink, PartSpec};
 use crate::error::{Error, Result};
 use crate::state::StateFile;
+use crate::tar_reader::{Piece, Reader};
 
 /// Bytes that are gone over at a time, on another thread, while the next ones come.
 const BATCH_BYTES: usize = 512 * 1024;

@@ -172,6 +172,18 @@ impl ConnInfo {
         Self { hosts: vec![host.clone()], ..self.clone() }
     }
 
+    /// The same with more settings of the session: `-c name=value`, separated by spaces.
+    #[must_use]
+    pub(crate) fn with_options(&self, options: &str) -> Self {
+        let mut other = self.clone();
+        let all = other.values.entry("options").or_default();
+        if !all.is_empty() {
+            all.push(' ');
+        }
+        all.push_str(options);
+        other
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }

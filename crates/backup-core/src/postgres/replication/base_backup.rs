@@ -1,7 +1,7 @@
 use bytes::{Buf, Bytes};
 
 use super::super::client::server_error;
-use super::wire::{Reply, Row, garbled};
+use super::super::wire::{Reply, Row, garbled};
 use super::{Replication, WalPosition, field};
 use crate::error::Result;
 
@@ -132,7 +132,7 @@ impl BaseBackup {
         let mut checksum_failures = None;
         loop {
             match wire.next().await? {
-                Reply::Complete => {}
+                Reply::Complete(_) => {}
                 Reply::Failed(words) if words.code == DATA_CORRUPTED => {
                     checksum_failures = Some(words.message);
                 }

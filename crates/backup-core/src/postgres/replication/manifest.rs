@@ -1,5 +1,5 @@
+use super::super::wire::{Reply, garbled};
 use super::Replication;
-use super::wire::{Reply, garbled};
 use crate::error::Result;
 
 /// The manifest of an earlier backup on its way to the server, which makes an increment of it then
@@ -38,7 +38,7 @@ impl ManifestUpload<'_> {
         wire.send_copy_done().await?;
         loop {
             match wire.expect().await? {
-                Reply::Complete => {}
+                Reply::Complete(_) => {}
                 Reply::Ready => return Ok(()),
                 _ => return Err(garbled()),
             }

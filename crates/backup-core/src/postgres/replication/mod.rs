@@ -4,15 +4,14 @@
 mod base_backup;
 mod manifest;
 mod wal;
-mod wire;
 
 pub use base_backup::{BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, Tablespace};
 pub use manifest::ManifestUpload;
 pub use wal::{NextTimeline, WalMessage, WalPosition, WalStream};
 
-use self::wire::{Row, Wire};
 use super::client::{Session, quote_identifier};
 use super::lsn::Lsn;
+use super::wire::{Row, Wire};
 use crate::error::{Error, Result};
 
 /// A connection that takes replication commands, one at a time. It ends when the value is dropped, and so do
@@ -92,11 +91,14 @@ impl Replication {
     }
 
     async fn row(&mut self, command: &str) -> Result<Row> {
-        self.wire.rows(command).await?.into_iter().next().ok_or_else(wire::garbled)
+        self.wire.rows(command).await?.into_iter().next().ok_or_else(super::wire::garbled)
     }
 }
 
 /// One column of a row.
 fn field<T: std::str::FromStr>(row: &Row, column: usize) -> Result<T> {
-    row.get(column).and_then(Option::as_ref).and_then(|text| text.parse().ok()).ok_or_else(wire::garbled)
+    row.get(column)
+        .and_then(Option::as_ref)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(super::wire::garbled)
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use super::super::POSTGRES_EPOCH;
 use super::super::client::quote_identifier;
 use super::super::lsn::Lsn;
-use super::wire::{Reply, garbled};
+use super::super::wire::{Reply, garbled};
 use super::{Replication, field};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -129,7 +129,7 @@ impl WalStream<'_> {
                 Reply::Row(row) => {
                     next = Some(WalPosition { timeline: field(&row, 0)?, lsn: field(&row, 1)? });
                 }
-                Reply::Complete => {}
+                Reply::Complete(_) => {}
                 Reply::Ready => return Ok(next),
                 _ => return Err(garbled()),
             }

@@ -1,18 +1,21 @@
 //! Messages of the protocol, version 3.0, on a connection that is logged in (PostgreSQL documentation,
 //! "Message Formats"). No length is trusted.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
+use futures::FutureExt;
 use postgres_protocol::message::backend::{ErrorFields, Header, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::client::{ServerWords, server_error};
-use super::super::socket::Socket;
+use super::client::{ServerWords, server_error};
+use super::socket::Socket;
 use crate::error::{Error, ErrorKind, Result};
 
 /// `CopyBothResponse`, which postgres-protocol does not know.
 const COPY_BOTH: u8 = b'W';
+/// `CopyData`
+const COPY_DATA: u8 = b'd';
 /// No message of a WAL sender is near as large: WAL comes in 128 KiB, files in 32 KiB.
 const LARGEST: usize = 16 * 1024 * 1024;
 /// Bytes that are read at a time.
@@ -21,13 +24,13 @@ const READ_BYTES: usize = 256 * 1024;
 const KEPT_WARNINGS: usize = 200;
 
 /// One row, as text.
-pub(super) type Row = Vec<Option<String>>;
+pub(crate) type Row = Vec<Option<String>>;
 
 /// What the server says.
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Row(Row),
-    /// A command, or one of its results, is complete.
-    Complete,
+    /// A command, or one of its results, is complete; its tag, `COPY 5`.
+    Complete(String),
     CopyIn,
     CopyOut,
     CopyBoth,
@@ -37,32 +40,85 @@ pub(super) enum Reply {
     Ready,
 }
 
-pub(super) struct Wire {
+pub(crate) struct Wire {
     socket: Socket,
     incoming: BytesMut,
+    /// Bytes of a CopyData message that are still to come, while a copy is read piece by piece.
+    open_row: usize,
     outgoing: BytesMut,
     /// Warnings of the server since they were last taken.
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Wire {
-    pub(super) fn new(socket: Socket) -> Self {
-        Self { socket, incoming: BytesMut::new(), outgoing: BytesMut::new(), warnings: Vec::new() }
+    pub(crate) fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            incoming: BytesMut::new(),
+            open_row: 0,
+            outgoing: BytesMut::new(),
+            warnings: Vec::new(),
+        }
     }
 
     /// The next thing that the server says. Nothing is lost where the future is dropped.
-    pub(super) async fn next(&mut self) -> Result<Reply> {
+    pub(crate) async fn next(&mut self) -> Result<Reply> {
         loop {
             while let Some(message) = next_message(&mut self.incoming)? {
                 if let Some(reply) = self.understand(message)? {
                     return Ok(reply);
                 }
             }
-            self.incoming.reserve(READ_BYTES);
-            let read = self.socket.read_buf(&mut self.incoming).await.map_err(|e| lost(&e.to_string()))?;
-            if read == 0 {
-                return Err(lost("it closed the connection"));
+            self.read().await?;
+        }
+    }
+
+    /// Reads what has come. Nothing is lost where the future is dropped.
+    async fn read(&mut self) -> Result<()> {
+        self.incoming.reserve(READ_BYTES);
+        let read = self.socket.read_buf(&mut self.incoming).await.map_err(|e| lost(&e.to_string()))?;
+        if read == 0 { Err(lost("it closed the connection")) } else { Ok(()) }
+    }
+
+    /// Passes on what has come of a copy from the server, without waiting for a message to be whole: a row may be
+    /// as large as a gigabyte. `take` is given pieces, and whether a message ends with it; a message is a row.
+    /// True while more may come.
+    ///
+    /// # Errors
+    /// As [`Wire::expect`].
+    pub(crate) async fn copied(&mut self, mut take: impl FnMut(&[u8], bool)) -> Result<bool> {
+        let mut taken = false;
+        loop {
+            if self.open_row > 0 {
+                let piece = self.open_row.min(self.incoming.len());
+                self.open_row -= piece;
+                if piece > 0 {
+                    take(&self.incoming[..piece], self.open_row == 0);
+                    self.incoming.advance(piece);
+                    taken = true;
+                }
             }
+            if self.open_row == 0
+                && let Some(header) = Header::parse(&self.incoming).map_err(|_| garbled())?
+            {
+                if header.tag() == COPY_DATA {
+                    let length = usize::try_from(header.len()).map_err(|_| garbled())?;
+                    self.open_row = length.checked_sub(4).ok_or_else(garbled)?;
+                    self.incoming.advance(5);
+                    continue;
+                }
+                if taken {
+                    return Ok(true);
+                }
+                return match self.expect().await? {
+                    Reply::CopyDone => Ok(false),
+                    _ => Err(garbled()),
+                };
+            }
+            if taken {
+                return Ok(true);
+            }
+            self.read().await?;
         }
     }
 
@@ -73,12 +129,12 @@ impl Wire {
             Message::CopyDone => Reply::CopyDone,
             Message::CopyInResponse(_) => Reply::CopyIn,
             Message::CopyOutResponse(_) => Reply::CopyOut,
-            Message::CommandComplete(_) => Reply::Complete,
+            Message::CommandComplete(body) => Reply::Complete(body.tag().unwrap_or_default().to_owned()),
             Message::ReadyForQuery(_) => Reply::Ready,
             Message::DataRow(row) => {
                 let buffer = row.buffer();
                 let text = |range: std::ops::Range<usize>| {
-                    buffer.get(range).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+                    buffer.get(range).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
                 };
                 let columns = row.ranges().map(|range| Ok(range.and_then(text))).collect();
                 Reply::Row(columns.map_err(|_| garbled())?)
@@ -99,7 +155,7 @@ impl Wire {
     }
 
     /// Like [`Wire::next`]; what the server refuses is an error, after which the connection can be used again.
-    pub(super) async fn expect(&mut self) -> Result<Reply> {
+    pub(crate) async fn expect(&mut self) -> Result<Reply> {
         match self.next().await? {
             Reply::Failed(words) => {
                 self.settle().await;
@@ -110,23 +166,30 @@ impl Wire {
     }
 
     /// Reads on to where the server waits for a command.
-    pub(super) async fn settle(&mut self) {
+    pub(crate) async fn settle(&mut self) {
         // One that ends the session does not get there.
         while !matches!(self.next().await, Ok(Reply::Ready) | Err(_)) {}
     }
 
-    pub(super) async fn send(&mut self, command: &str) -> Result<()> {
-        frontend::query(command, &mut self.outgoing).map_err(|e| Error::internal(e.to_string()))?;
+    /// Sends a query, in the encoding of the session.
+    pub(crate) async fn send(&mut self, command: impl AsRef<[u8]>) -> Result<()> {
+        let command = command.as_ref();
+        let length = u32::try_from(command.len() + 5).ok().filter(|_| !command.contains(&0));
+        let length = length.ok_or_else(|| Error::internal("a command that cannot be sent"))?;
+        self.outgoing.put_u8(b'Q');
+        self.outgoing.put_u32(length);
+        self.outgoing.put_slice(command);
+        self.outgoing.put_u8(0);
         self.flush().await
     }
 
-    pub(super) async fn send_data(&mut self, data: &[u8]) -> Result<()> {
+    pub(crate) async fn send_data(&mut self, data: &[u8]) -> Result<()> {
         let message = frontend::CopyData::new(data).map_err(|e| Error::internal(e.to_string()))?;
         message.write(&mut self.outgoing);
         self.flush().await
     }
 
-    pub(super) async fn send_copy_done(&mut self) -> Result<()> {
+    pub(crate) async fn send_copy_done(&mut self) -> Result<()> {
         frontend::copy_done(&mut self.outgoing);
         self.flush().await
     }
@@ -139,14 +202,19 @@ impl Wire {
         sent.await.map_err(|e| lost(&e.to_string()))
     }
 
+    /// What the server has said by now; nothing where it is silent.
+    pub(crate) fn heard(&mut self) -> Result<Option<Reply>> {
+        self.next().now_or_never().transpose()
+    }
+
     /// Runs a command, and returns the rows of all its results.
-    pub(super) async fn rows(&mut self, command: &str) -> Result<Vec<Row>> {
+    pub(crate) async fn rows(&mut self, command: impl AsRef<[u8]>) -> Result<Vec<Row>> {
         self.send(command).await?;
         let mut rows = Vec::new();
         loop {
             match self.expect().await? {
                 Reply::Row(row) => rows.push(row),
-                Reply::Complete => {}
+                Reply::Complete(_) => {}
                 Reply::Ready => return Ok(rows),
                 _ => return Err(garbled()),
             }
@@ -154,12 +222,12 @@ impl Wire {
     }
 
     /// The rows of one result.
-    pub(super) async fn result(&mut self) -> Result<Vec<Row>> {
+    pub(crate) async fn result(&mut self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         loop {
             match self.expect().await? {
                 Reply::Row(row) => rows.push(row),
-                Reply::Complete => return Ok(rows),
+                Reply::Complete(_) => return Ok(rows),
                 _ => return Err(garbled()),
             }
         }
@@ -209,7 +277,7 @@ fn lost(why: &str) -> Error {
         .with_hint("see the server's log; pg_stat_replication lists who is connected")
 }
 
-pub(super) fn garbled() -> Error {
+pub(crate) fn garbled() -> Error {
     Error::new(ErrorKind::ConnectionLost, "the server sent something that the protocol does not allow")
         .with_hint("is something between pgark and PostgreSQL, a connection pooler for example?")
 }

@@ -1,0 +1,123 @@
+//! How the work is divided among sessions.
+
+use std::collections::VecDeque;
+
+use super::tables::{Blocks, Table};
+
+const MIB: u64 = 1024 * 1024;
+/// Tables up to this size, with TOAST, go into packs.
+const SMALL_TABLE: u64 = 4 * MIB;
+/// What one pack holds, as the server counts it.
+const PACK_BYTES: u64 = 64 * MIB;
+const PACK_TABLES: usize = 2000;
+/// Bounds of what is read as one range.
+const RANGE_BYTES: std::ops::RangeInclusive<u64> = 32 * MIB..=1024 * MIB;
+/// So many pieces a session, so that all sessions end at about the same time.
+const PIECES_A_JOB: u64 = 6;
+
+/// A piece of work for one session. Tables are numbers in the list of tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Rows of a table; which chunk of it they are.
+    Rows { table: usize, blocks: Option<Blocks>, chunk: usize },
+    /// Small tables, one after another into one part.
+    Pack(Vec<usize>),
+    /// Large objects with OIDs of this range.
+    LargeObjects { from: u32, to: u32 },
+}
+
+/// The tasks, largest first: with the small ones last no session waits long for another.
+pub(super) fn plan(
+    tables: &[Table],
+    large_objects: &[(u32, u32)],
+    large_object_bytes: u64,
+    jobs: usize,
+) -> VecDeque<Task> {
+    let all: u64 = tables.iter().map(|table| table.bytes).sum::<u64>() + large_object_bytes;
+    let range_bytes = (all / (jobs as u64 * PIECES_A_JOB)).clamp(*RANGE_BYTES.start(), *RANGE_BYTES.end());
+    let mut weighed = Vec::new();
+    let (mut pack, mut pack_bytes) = (Vec::new(), 0);
+    for (number, table) in tables.iter().enumerate() {
+        if table.bytes <= SMALL_TABLE && !table.foreign {
+            if pack.len() == PACK_TABLES || pack_bytes + table.bytes > PACK_BYTES {
+                weighed.push((pack_bytes, Task::Pack(std::mem::take(&mut pack))));
+                pack_bytes = 0;
+            }
+            pack.push(number);
+            pack_bytes += table.bytes;
+            continue;
+        }
+        let pieces = table.bytes.div_ceil(range_bytes).clamp(1, table.blocks.max(1));
+        if pieces == 1 || !table.is_divisible() {
+            weighed.push((table.bytes, Task::Rows { table: number, blocks: None, chunk: 0 }));
+            continue;
+        }
+        let blocks = table.blocks.div_ceil(pieces);
+        let pieces = table.blocks.div_ceil(blocks);
+        for piece in 0..pieces {
+            let to = (piece + 1 < pieces).then_some((piece + 1) * blocks);
+            let range = Blocks { from: piece * blocks, to };
+            let chunk = usize::try_from(piece).unwrap_or(usize::MAX);
+            weighed.push((table.bytes / pieces, Task::Rows { table: number, blocks: Some(range), chunk }));
+        }
+    }
+    if !pack.is_empty() {
+        weighed.push((pack_bytes, Task::Pack(pack)));
+    }
+    let each = large_object_bytes / (large_objects.len() as u64).max(1);
+    weighed
+        .extend(large_objects.iter().map(|(from, to)| (each, Task::LargeObjects { from: *from, to: *to })));
+    weighed.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
+    weighed.into_iter().map(|(_, task)| task).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::archive::Entry;
+    use super::*;
+
+    fn table(blocks: u64, toast: u64) -> Table {
+        let entry = Entry { copy: Some(b"COPY public.t (a) FROM stdin;\n".to_vec()), ..Entry::default() };
+        let mut table = Table::new(&entry, "public".into(), "t".into());
+        (table.heap, table.blocks, table.bytes) = (true, blocks, blocks * 8192 + toast);
+        table
+    }
+
+    proptest::proptest! {
+        /// Every block of every table is read exactly once, and small tables are in exactly one pack.
+        #[test]
+        fn nothing_is_left_out_or_read_twice(
+            sizes in proptest::collection::vec((0_u64..2_000_000, 0_u64..4 << 30), 0..20), jobs in 1_usize..9
+        ) {
+            let tables: Vec<Table> = sizes.iter().map(|(blocks, toast)| table(*blocks, *toast)).collect();
+            let tasks = plan(&tables, &[], 0, jobs);
+            for (number, table) in tables.iter().enumerate() {
+                let packs = tasks.iter().filter(|t| matches!(t, Task::Pack(pack) if pack.contains(&number))).count();
+                let mut ranges: Vec<_> = tasks.iter().filter_map(|t| match t {
+                    Task::Rows { table, blocks, chunk } if *table == number => Some((*chunk, *blocks)),
+                    _ => None,
+                }).collect();
+                ranges.sort_by_key(|(chunk, _)| *chunk);
+                if let [(0, None)] = ranges[..] {
+                    proptest::prop_assert_eq!(packs, 0);
+                    continue;
+                }
+                proptest::prop_assert_eq!(packs, usize::from(ranges.is_empty()));
+                let mut next = 0;
+                for (i, (chunk, blocks)) in ranges.iter().enumerate() {
+                    let blocks = blocks.unwrap();
+                    proptest::prop_assert_eq!((*chunk, blocks.from), (i, next));
+                    proptest::prop_assert_eq!(blocks.to.is_none(), i + 1 == ranges.len());
+                    next = blocks.to.unwrap_or_default();
+                    proptest::prop_assert!(blocks.to.is_none_or(|to| to > blocks.from && to < table.blocks));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn toast_counts_when_a_table_is_divided() {
+        let tasks = plan(&[table(3000, 4 << 30)], &[], 0, 2);
+        assert!(tasks.len() >= 8, "{tasks:?}");
+    }
+}

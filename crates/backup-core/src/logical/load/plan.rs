@@ -1,0 +1,102 @@
+//! How rows are divided among sessions.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::super::PACK;
+use super::super::archive::{Entry, TABLE_DATA, Toc};
+use super::super::contents::{Chunk, DatabaseContents, TableContents};
+use crate::dumper::PartSource;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A table that is loaded.
+#[derive(Debug, Clone)]
+pub(super) struct Rows {
+    pub(super) entry: Entry,
+    pub(super) name: String,
+    pub(super) rows: u64,
+}
+
+/// A piece of work for one session.
+#[derive(Debug, Clone)]
+pub(super) enum Task {
+    /// Chunks of a table, by one COPY. Alone where no other session loads into the table.
+    Chunks { table: i32, chunks: Vec<Chunk>, alone: bool },
+    /// The tables of a pack.
+    Pack(u32),
+    /// Large objects of a part.
+    LargeObjects(u32),
+}
+
+/// What is to be loaded.
+pub(super) struct Plan {
+    /// By number of the entry.
+    pub(super) tables: HashMap<i32, Rows>,
+    /// Tables that extensions configure: they may refer to each other and have their constraints already, so they
+    /// come first, one after another.
+    pub(super) first: Vec<Task>,
+    pub(super) then: VecDeque<Task>,
+}
+
+impl Plan {
+    pub(super) fn new(
+        toc: &Toc,
+        database: &DatabaseContents,
+        source: &dyn PartSource,
+        jobs: usize,
+    ) -> Result<Self> {
+        let kinds: HashMap<u32, String> = source.parts().into_iter().map(|p| (p.part, p.spec.kind)).collect();
+        let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
+        let all: u64 = database.tables.iter().map(|table| table.bytes).sum();
+        let mut plan = Self { tables: HashMap::new(), first: Vec::new(), then: VecDeque::new() };
+        let (mut packs, mut weighed) = (BTreeMap::<u32, u64>::new(), Vec::new());
+        for table in &database.tables {
+            let entry =
+                entries.get(&table.entry).filter(|entry| entry.kind == TABLE_DATA && entry.copy.is_some());
+            let Some(entry) = entry else { return Err(unknown(table)) };
+            let rows = Rows {
+                entry: (*entry).clone(),
+                name: format!("{}.{}", table.schema, table.name),
+                rows: table.rows,
+            };
+            plan.tables.insert(table.entry, rows);
+            let of_extension = !entry
+                .dependencies
+                .iter()
+                .filter_map(|id| entries.get(id))
+                .any(|e| e.kind.ends_with("TABLE"));
+            let in_pack = |chunk: &Chunk| kinds.get(&chunk.part).is_some_and(|kind| kind == PACK);
+            if of_extension {
+                plan.first.push(Task::Chunks {
+                    table: table.entry,
+                    chunks: table.chunks.clone(),
+                    alone: false,
+                });
+            } else if table.chunks.iter().any(in_pack) {
+                for chunk in &table.chunks {
+                    *packs.entry(chunk.part).or_default() += chunk.bytes;
+                }
+            } else if table.bytes > all / jobs as u64 && table.chunks.len() > 1 {
+                for chunk in &table.chunks {
+                    let task = Task::Chunks { table: table.entry, chunks: vec![chunk.clone()], alone: false };
+                    weighed.push((chunk.bytes, task));
+                }
+            } else if !table.chunks.is_empty() {
+                let task = Task::Chunks { table: table.entry, chunks: table.chunks.clone(), alone: true };
+                weighed.push((table.bytes, task));
+            }
+        }
+        weighed.extend(packs.into_iter().map(|(part, bytes)| (bytes, Task::Pack(part))));
+        if let Some(objects) = &database.large_objects {
+            let each = objects.bytes / (objects.parts.len() as u64).max(1);
+            weighed.extend(objects.parts.iter().map(|part| (each, Task::LargeObjects(*part))));
+        }
+        weighed.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
+        plan.then = weighed.into_iter().map(|(_, task)| task).collect();
+        Ok(plan)
+    }
+}
+
+fn unknown(table: &TableContents) -> Error {
+    let message = format!("the table of contents does not know the rows of {}.{}", table.schema, table.name);
+    Error::new(ErrorKind::Integrity, message)
+}

@@ -1,0 +1,144 @@
+//! A session that loads rows.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::super::archive::COPY_END;
+use super::super::contents::Chunk;
+use super::large_objects;
+use super::plan::{Rows, Task};
+use crate::dumper::PartSource;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::CopySession;
+use crate::tar_reader::{Piece, Reader};
+
+/// Rows are sent in messages of at most this size.
+const MESSAGE_BYTES: usize = 256 * 1024;
+
+/// What the sessions of a restore share.
+pub(super) struct Work {
+    pub(super) tables: std::collections::HashMap<i32, Rows>,
+    pub(super) tasks: Mutex<VecDeque<Task>>,
+    pub(super) source: Arc<dyn PartSource>,
+    /// Whether tables were made by this restore, so that rows can be frozen as they are loaded.
+    pub(super) fresh: bool,
+}
+
+pub(super) struct Worker {
+    pub(super) session: CopySession,
+    pub(super) work: Arc<Work>,
+}
+
+impl Worker {
+    /// Takes tasks until there are none.
+    pub(super) async fn run(mut self) -> Result<()> {
+        loop {
+            let task = self.work.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(task) = task else { return Ok(()) };
+            self.task(task).await?;
+        }
+    }
+
+    pub(super) async fn task(&mut self, task: Task) -> Result<()> {
+        match task {
+            Task::Chunks { table, chunks, alone } => self.chunks(table, &chunks, alone).await,
+            Task::Pack(part) => self.pack(part).await,
+            Task::LargeObjects(part) => {
+                let source = Arc::clone(&self.work.source);
+                large_objects::load(&mut self.session, &*source, part).await
+            }
+        }
+    }
+
+    async fn chunks(&mut self, table: i32, chunks: &[Chunk], alone: bool) -> Result<()> {
+        let work = Arc::clone(&self.work);
+        let table = work.tables.get(&table).ok_or_else(|| Error::internal("a task without its table"))?;
+        self.start(table, alone).await?;
+        for chunk in chunks {
+            let mut data = work.source.open(chunk.part).await?;
+            while let Some(bytes) = data.next().await {
+                self.send(table, bytes?).await?;
+            }
+        }
+        self.stop(table, chunks.iter().map(|chunk| chunk.rows).sum()).await
+    }
+
+    async fn pack(&mut self, part: u32) -> Result<()> {
+        let work = Arc::clone(&self.work);
+        let mut data = work.source.open(part).await?;
+        let mut reader = Reader::default();
+        let mut open: Option<&Rows> = None;
+        while let Some(bytes) = data.next().await {
+            reader.push(bytes?);
+            while let Some(piece) = reader.next()? {
+                match piece {
+                    Piece::Member(header) => {
+                        if let Some(table) = open.take() {
+                            self.stop(table, table.rows).await?;
+                        }
+                        let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+                        let entry = name.strip_suffix(".dat").and_then(|id| id.parse().ok());
+                        // A table that is not restored is passed over.
+                        open = entry.and_then(|id: i32| work.tables.get(&id));
+                        if let Some(table) = open {
+                            self.start(table, true).await?;
+                        }
+                    }
+                    Piece::Data(bytes) => {
+                        if let Some(table) = open {
+                            self.send(table, bytes).await?;
+                        }
+                    }
+                }
+            }
+        }
+        reader.finish()?;
+        if let Some(table) = open {
+            self.stop(table, table.rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a COPY. Into a table that nobody else knows yet, rows are written frozen: they need no vacuum later,
+    /// and what reads them first has nothing to write.
+    async fn start(&mut self, table: &Rows, alone: bool) -> Result<()> {
+        let frozen = alone && self.work.fresh && !table.entry.through_root();
+        let copy = table.entry.copy.as_deref().unwrap_or_default();
+        let copy = copy.strip_suffix(COPY_END).ok_or_else(|| Error::internal("an entry without COPY"))?;
+        let mut sql = b"BEGIN; ".to_vec();
+        if frozen {
+            sql.extend(b"TRUNCATE TABLE ONLY ");
+            sql.extend(table.entry.qualified());
+            sql.extend(b"; ");
+        }
+        sql.extend(copy);
+        sql.extend(if frozen { &b" FROM STDIN WITH (FREEZE)"[..] } else { b" FROM STDIN" });
+        sql.extend(b"; COMMIT");
+        self.session.copy_in(&sql).await.map_err(|e| of_table(e, table))
+    }
+
+    async fn send(&mut self, table: &Rows, mut bytes: Bytes) -> Result<()> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(MESSAGE_BYTES));
+            self.session.send(&piece).await.map_err(|e| of_table(e, table))?;
+        }
+        Ok(())
+    }
+
+    async fn stop(&mut self, table: &Rows, expected: u64) -> Result<()> {
+        let rows = self.session.copied_in().await.map_err(|e| of_table(e, table))?;
+        if rows == expected {
+            return Ok(());
+        }
+        let message = format!("{} took {rows} rows, and the backup has {expected}", table.name);
+        Err(Error::new(ErrorKind::Integrity, message)
+            .with_hint("a rule or trigger of the database may do that"))
+    }
+}
+
+fn of_table(error: Error, table: &Rows) -> Error {
+    error.doing(format!("loading the rows of {}", table.name))
+}
