@@ -87,7 +87,7 @@ impl PgDump {
     pub async fn preview(&self) -> Result<Preview> {
         let session = self.connection.connect().await?;
         let (major, server_version) = session.server_version().await?;
-        let tool = self.tools.find("pg_dump", major)?;
+        let tool = self.tools.find_for("pg_dump", major, &self.connection).await?;
         let raw_bytes = Self::estimate(&session).await.unwrap_or(0);
         Ok(Preview {
             database: session.info().database().to_owned(),
@@ -124,7 +124,7 @@ impl Dumper for PgDump {
             session = self.connection.connect() => session?,
         };
         let (major, version) = session.server_version().await?;
-        let tool = self.tools.find("pg_dump", major)?;
+        let tool = self.tools.find_for("pg_dump", major, &self.connection).await?;
         let database = DatabaseFacts::read(&session, major).await?;
         let mut facts = Self::facts(&session, &version).await?;
         facts.insert("pg_dump_version".to_owned(), tool.version.clone().into());

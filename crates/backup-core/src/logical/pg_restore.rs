@@ -85,7 +85,8 @@ impl PgRestore {
         let archive_major =
             dumped_by.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok()).unwrap_or(0);
         // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
-        let tool = self.tools.find("pg_restore", archive_major.max(target_major))?;
+        let major = archive_major.max(target_major);
+        let tool = self.tools.find_for("pg_restore", major, info).await?;
         let data = source.open(part.part).await?;
         let arg = |s: &str| s.to_owned();
         if tool.major < 17 || target_major >= 17 {
@@ -106,7 +107,7 @@ impl PgRestore {
         }
         // A newer pg_restore for an older server: it writes the script, psql runs it, and the one line that
         // the server cannot know is left out.
-        let psql = self.tools.find("psql", tool.major)?;
+        let psql = self.tools.find_for("psql", tool.major, info).await?;
         let args = vec![arg("--file=-")];
         let mut script =
             Process::start(ProcessRun { tool: &tool, args, connection: None, stdin: true, stdout: true })?;
