@@ -181,6 +181,30 @@ async fn postgres_18_without_a_port() {
     there_and_back(18).await;
 }
 
+/// Without perl, python and socat there is bash, which knows ports only.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_perl_will_do() {
+    if left_out("docker") {
+        return;
+    }
+    let server = Alone::start(17).await;
+    server.connect("shop").await.rows(&sample(5000)).await.unwrap();
+    server.sh("mv /usr/bin/perl /usr/bin/perl.away");
+    let source = server.connect("shop").await;
+    let host = &source.info().hosts()[0];
+    assert_eq!((host.name.as_str(), host.address.as_deref()), ("localhost", Some("127.0.0.1")));
+    let (before, started) = (fingerprint(&source).await, server.started().await);
+    drop(source);
+    let (repository, _) = memory_repository().await;
+    let summary = back_up(&repository, server.at("shop", ""), Tools::installed()).await.unwrap();
+    let cancel = CancellationToken::new();
+    restore(&repository, &summary, server.at("copy", ""), &cancel).await.unwrap();
+    assert_eq!(fingerprint(&server.connect("copy").await).await, before);
+    let error = server.at("shop", "host=/var/run/postgresql").connect().await.map(drop).unwrap_err();
+    assert!(words(&error).contains("install perl, python3 or socat there"), "{error:?}");
+    server.assert_undisturbed(&started).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_files_of_a_cluster_come_through_as_well() {
     if left_out("docker") {
