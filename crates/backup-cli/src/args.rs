@@ -467,7 +467,7 @@ impl BackupArgs {
             settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
             settings.encryption.recipients.clear();
         }
-        settings.via = self.via.clone();
+        settings.via.clone_from(&self.via);
         settings.compress = self.compress.clone().or_else(|| settings.compress.take());
         apply_jobs(self.jobs, settings)?;
         settings.pg_bin = self.pg_bin.clone().or_else(|| settings.pg_bin.take());

@@ -154,8 +154,8 @@ impl Via {
                 command.env_remove(variable);
             }
         }
-        // Its words are read, so they come in one language.
-        command.env("LC_ALL", "C").env_remove("LANGUAGE");
+        // Its words are read, so they come in one language. Ctrl-C is for pgark, which needs it to clean up.
+        command.env("LC_ALL", "C").env_remove("LANGUAGE").process_group(0);
         if let Self::Ssh { port, .. } = self {
             // Nobody is there to be asked, and a dead connection must not hang a backup.
             for option in
@@ -257,16 +257,18 @@ impl Via {
     }
 
     fn try_by_hand(&self) -> String {
+        let option = |name: &str, value: Option<&dyn fmt::Display>| {
+            value.map(|value| format!(" {name} {value}")).unwrap_or_default()
+        };
         let by_hand = match self {
             Self::Docker { container } => format!("docker exec {container} sh -c true"),
             Self::Kubectl { namespace, pod, container } => {
-                let namespace = namespace.iter().map(|n| format!(" -n {n}")).collect::<String>();
-                let container = container.iter().map(|c| format!(" -c {c}")).collect::<String>();
+                let namespace = option("-n", namespace.as_ref().map(|name| name as _));
+                let container = option("-c", container.as_ref().map(|name| name as _));
                 format!("kubectl exec{namespace} {pod}{container} -- sh -c true")
             }
             Self::Ssh { destination, port } => {
-                let port = port.iter().map(|p| format!(" -p {p}")).collect::<String>();
-                format!("ssh{port} {destination} true")
+                format!("ssh{} {destination} true", option("-p", port.as_ref().map(|port| port as _)))
             }
         };
         format!("this must work on this host: {by_hand}")
