@@ -50,10 +50,16 @@ impl Settings {
         }
     }
 
-    /// Connection settings of a cluster: as given, else those of the file, else the environment's.
+    /// Connection settings of a cluster: as given, else those of the file, else the environment's. They lead through
+    /// what is given, or else through what the file says.
     pub fn connection(&self, cluster: &ClusterName, given: Option<&str>) -> Result<ConnInfo> {
-        let text = given.or_else(|| self.clusters.get(cluster).map(String::as_str)).unwrap_or_default();
-        ConnInfo::parse(text)
+        let known = self.clusters.get(cluster);
+        let text = given.or(known.map(|cluster| cluster.db.as_str())).unwrap_or_default();
+        let connection = ConnInfo::parse(text)?;
+        Ok(match self.via.as_ref().or(known.and_then(|cluster| cluster.via.as_ref())) {
+            Some(via) => connection.with_via(via.clone()),
+            None => connection,
+        })
     }
 
     fn passphrase(&self) -> Result<Option<String>> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, WalOf, What};
+use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
@@ -103,6 +104,10 @@ pub(crate) struct BackupArgs {
     /// The database: "host=… dbname=…", a URI, or a name; completed as libpq does (PG…, service, ~/.pgpass)
     #[arg(long, value_name = "CONNECTION")]
     pub(crate) db: Option<String>,
+    /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
+    /// client tools there. The database is named as it is seen from there; without a host it is the one of that place
+    #[arg(long, value_name = "PLACE", value_parser = via)]
+    pub(crate) via: Option<Via>,
     /// Backs up the files of the whole cluster, and the WAL that they need, over the replication protocol
     #[arg(long, group = "files")]
     pub(crate) physical: bool,
@@ -144,7 +149,7 @@ pub(crate) struct BackupArgs {
     /// Words to find the backup by
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
-    /// Folder of PostgreSQL's client tools
+    /// Folder of PostgreSQL's client tools; with --via, of those there
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,
     /// Hours after which a run that stored nothing counts as dead and is swept
@@ -174,6 +179,10 @@ pub(crate) struct RestoreArgs {
     /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
+    /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
+    /// client tools there. That of the configuration does not count here: a restore may go elsewhere
+    #[arg(long, value_name = "PLACE", requires = "into", value_parser = via)]
+    pub(crate) via: Option<Via>,
     /// Of a physical backup, the new data directory; one that exists must be empty, or what a killed restore left: it goes
     /// on. An increment is restored with all that it builds on
     #[arg(long, value_name = "FOLDER", conflicts_with = "into")]
@@ -191,7 +200,7 @@ pub(crate) struct RestoreArgs {
     /// How much is done at once [default: all cores]
     #[arg(long, short, value_name = "N")]
     pub(crate) jobs: Option<usize>,
-    /// Folder of PostgreSQL's client tools
+    /// Folder of PostgreSQL's client tools; with --via, of those there
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,
     #[command(flatten)]
@@ -405,6 +414,11 @@ pub(crate) fn apply_jobs(jobs: Option<usize>, settings: &mut Settings) -> Result
     Ok(())
 }
 
+/// What leads somewhere else.
+fn via(text: &str) -> std::result::Result<Via, String> {
+    text.parse().map_err(|e: Error| format!("{e}; {}", e.hint().unwrap_or_default()))
+}
+
 /// `OID=FOLDER`
 fn tablespace(text: &str) -> std::result::Result<(u32, PathBuf), String> {
     let (oid, folder) = text.split_once('=').ok_or("write OID=FOLDER")?;
@@ -453,6 +467,7 @@ impl BackupArgs {
             settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
             settings.encryption.recipients.clear();
         }
+        settings.via.clone_from(&self.via);
         settings.compress = self.compress.clone().or_else(|| settings.compress.take());
         apply_jobs(self.jobs, settings)?;
         settings.pg_bin = self.pg_bin.clone().or_else(|| settings.pg_bin.take());
