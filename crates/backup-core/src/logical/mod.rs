@@ -7,14 +7,18 @@ pub mod archive;
 mod contents;
 mod database;
 mod fingerprint;
+mod import;
 mod pg_dump;
 mod pg_restore;
+mod pieces;
+mod stock;
 
 pub use contents::{
     Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
 pub use fingerprint::{Fingerprint, RowHasher};
+pub use import::Import;
 pub use pg_dump::{PgDump, Preview};
 pub use pg_restore::PgRestore;
 
@@ -30,5 +34,7 @@ pub const COPY: &str = "copy";
 pub const PACK: &str = "pack";
 /// Kind of a part that holds large objects: a tar archive with a member `blob_<oid>.dat` for each.
 pub const LARGE_OBJECTS: &str = "blobs";
+/// Kind of the part that holds a database as SQL that `psql` takes: what `pg_dump --format=plain` writes.
+pub const SQL: &str = "sql";
 /// Kind of the part that holds the globals of a server as SQL.
 pub const GLOBALS: &str = "globals";

@@ -24,7 +24,7 @@ mod recovery;
 mod relation;
 mod restore;
 mod shards;
-mod tar;
+pub(crate) mod tar;
 mod unpack;
 mod wal;
 

@@ -6,10 +6,10 @@ use tar::Header;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Size of a header; data is padded to a multiple of it.
-pub(super) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// A piece of an archive.
-pub(super) enum Piece {
+pub(crate) enum Piece {
     /// A member begins.
     Member(Box<Header>),
     /// Bytes of the member that began last, without padding.
@@ -18,7 +18,7 @@ pub(super) enum Piece {
 
 /// An archive on its way.
 #[derive(Default)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     input: Bytes,
     header: Vec<u8>,
     data: u64,
@@ -27,13 +27,13 @@ pub(super) struct Reader {
 }
 
 /// Bytes that follow so many bytes of data.
-pub(super) fn padding(size: u64) -> u64 {
+pub(crate) fn padding(size: u64) -> u64 {
     size.next_multiple_of(BLOCK as u64) - size
 }
 
 impl Reader {
     /// Adds bytes. Those before must have been read to their end.
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    pub(crate) fn push(&mut self, bytes: Bytes) {
         self.input = bytes;
     }
 
@@ -41,7 +41,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Integrity`](ErrorKind::Integrity) where it is no archive.
-    pub(super) fn next(&mut self) -> Result<Option<Piece>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Piece>> {
         loop {
             if self.ended || self.input.is_empty() {
                 return Ok(None);
@@ -78,8 +78,13 @@ impl Reader {
         }
     }
 
+    /// Whether the block of zeros was read that stands behind the last member.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Checks that it ended behind a whole member.
-    pub(super) fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         if self.data == 0 && self.padding == 0 && self.header.is_empty() {
             return Ok(());
         }
