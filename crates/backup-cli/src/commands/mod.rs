@@ -3,6 +3,7 @@
 mod backup;
 mod demo;
 mod export;
+mod import;
 mod init;
 mod key;
 mod list;
@@ -31,6 +32,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Show(args) => show::run(&cli, args).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
+        Command::Import(args) => import::run(&cli, args, cancel).await?,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,

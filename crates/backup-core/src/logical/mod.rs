@@ -6,6 +6,7 @@
 pub mod archive;
 mod contents;
 mod database;
+mod export;
 mod fingerprint;
 mod import;
 mod pg_dump;
@@ -17,6 +18,8 @@ pub use contents::{
     Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
+pub use archive::Method;
+pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
 pub use pg_dump::{PgDump, Preview};

@@ -14,7 +14,7 @@ pub use codec::Method;
 pub(crate) use codec::{Encoder, Within, decoder};
 pub(crate) use custom::{Block, Blocks, CustomWriter, broken, damaged, open, set_offsets, unwritten};
 pub use read::TocReader;
-pub(crate) use rows::{Rows, TERMINATOR, damaged_rows};
+pub(crate) use rows::{Rows, TERMINATOR};
 
 /// Magic number at the head of an archive.
 pub(crate) const MAGIC: &[u8; 5] = b"PGDMP";

@@ -99,7 +99,7 @@ fn has_end(last: [u8; 3], text: &[u8]) -> bool {
     false
 }
 
-pub(crate) fn damaged_rows(why: &str) -> Error {
+fn damaged_rows(why: &str) -> Error {
     damaged(&format!("of the rows of a table {why}"))
 }
 
