@@ -164,6 +164,12 @@ pub(crate) struct ShowArgs {
     /// latest, an id, or the beginning of one
     #[arg(default_value = "latest")]
     pub(crate) backup: String,
+    /// Of a logical backup, what is in it: databases, tables with rows and bytes, large objects, extensions, what was left
+    /// out. Needs the key
+    #[arg(long)]
+    pub(crate) contents: bool,
+    #[command(flatten)]
+    pub(crate) keys: ReadKeys,
 }
 
 #[derive(Args)]
@@ -282,11 +288,12 @@ impl LogicalExportArgs {
             (FormatArg::Csv | FormatArg::Copy, None) => {
                 usage("csv and copy are formats of one table", "name it: --table SCHEMA.NAME")
             }
-            (_, Some(_)) => usage("one table is exported as csv or copy", "give --format csv or --format copy"),
+            (_, Some(_)) => {
+                usage("one table is exported as csv or copy", "give --format csv or --format copy")
+            }
         }
     }
 }
-
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {

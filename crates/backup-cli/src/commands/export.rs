@@ -63,8 +63,9 @@ fn wanted(args: &ExportArgs, catalog: &Catalog) -> String {
 fn physical_export(builder: RestoreBuilder, args: &ExportArgs) -> Result<RestoreBuilder> {
     if args.logical.any() {
         let message = "the backup is a physical one, which has no tables to be read";
-        return Err(Error::new(ErrorKind::Usage, message)
-            .with_hint("leave out --format, --table, --database and --compress: it becomes a data directory"));
+        return Err(Error::new(ErrorKind::Usage, message).with_hint(
+            "leave out --format, --table, --database and --compress: it becomes a data directory",
+        ));
     }
     let to = Export::to(&args.to).raw(args.raw);
     let to = args.tablespace_map.iter().fold(to, |to, (oid, path)| to.tablespace(*oid, path));

@@ -29,7 +29,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => backup::run(&cli, args, cancel).await?,
         Command::List => list::run(&cli).await?,
-        Command::Show(args) => show::run(&cli, args).await?,
+        Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => import::run(&cli, args, cancel).await?,

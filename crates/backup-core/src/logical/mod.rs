@@ -6,6 +6,7 @@
 pub mod archive;
 mod contents;
 mod database;
+mod describe;
 mod export;
 mod fingerprint;
 mod import;
@@ -14,11 +15,12 @@ mod pg_restore;
 mod pieces;
 mod stock;
 
+pub use archive::Method;
 pub use contents::{
     Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
-pub use archive::Method;
+pub use describe::Describe;
 pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;

@@ -136,8 +136,11 @@ impl<P: Pieces> Pieces for Members<P> {
                     None => {
                         self.reader.finish()?;
                         if !self.reader.has_ended() {
-                            return Err(Error::new(ErrorKind::Integrity, "a tar archive is cut: it has no end")
-                                .with_hint("take another copy of it"));
+                            return Err(Error::new(
+                                ErrorKind::Integrity,
+                                "a tar archive is cut: it has no end",
+                            )
+                            .with_hint("take another copy of it"));
                         }
                         self.ended = true;
                     }

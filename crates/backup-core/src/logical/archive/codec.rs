@@ -102,9 +102,12 @@ pub(crate) fn decoder<'a>(
     within: Within,
     mut from: impl BufRead + 'a,
 ) -> io::Result<Box<dyn Read + 'a>> {
-    // No method writes nothing at all.
-    if method != Method::None && from.fill_buf()?.is_empty() {
-        return Err(cut());
+    // pg_dump makes an empty file of nothing with lz4 and zstd (`LZ4Stream_close`, `Zstd_close`), and never with gzip or
+    // in blocks.
+    let may_be_empty =
+        method == Method::None || (within == Within::File && matches!(method, Method::Lz4 | Method::Zstd));
+    if from.fill_buf()?.is_empty() {
+        return if may_be_empty { Ok(Box::new(io::empty())) } else { Err(cut()) };
     }
     Ok(match (method, within) {
         (Method::None, _) => Box::new(from),
@@ -145,7 +148,10 @@ impl<R: BufRead> Read for Inflate<R> {
             if status == Status::StreamEnd {
                 self.ended = true;
                 if !self.from.fill_buf()?.is_empty() {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "something stands behind the end"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "something stands behind the end",
+                    ));
                 }
             } else if at_end && made == 0 {
                 return Err(cut());
@@ -304,7 +310,8 @@ mod tests {
                     if method == Method::None {
                         continue;
                     }
-                    let cut = cut.min(stored.len());
+                    // A file that was cut to nothing is taken for one of nothing.
+                    let cut = cut.min(stored.len() - 1);
                     proptest::prop_assert!(raw(method, within, &stored[..stored.len() - cut], step).is_err(), "{:?} cut", method);
                     stored.extend(b"junk");
                     proptest::prop_assert!(raw(method, within, &stored, step).is_err(), "{:?} junk", method);

@@ -209,11 +209,7 @@ impl<W: Write> CustomWriter<W> {
     }
 
     /// Writes what `fill` gives as the data of a table's entry.
-    pub(crate) fn rows(
-        &mut self,
-        entry: i32,
-        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn rows(&mut self, entry: i32, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
         self.begin(entry, ROWS)?;
         self.data(fill)
     }

@@ -25,14 +25,7 @@ pub(crate) struct Rows<R> {
 
 impl<R: Read> Rows<R> {
     pub(crate) fn new(from: R) -> Self {
-        Self {
-            from,
-            buffer: Vec::new(),
-            given: 0,
-            hasher: RowHasher::default(),
-            bytes: 0,
-            last: [b'\n'; 3],
-        }
+        Self { from, buffer: Vec::new(), given: 0, hasher: RowHasher::default(), bytes: 0, last: [b'\n'; 3] }
     }
 
     /// The next rows, cut anywhere; nothing at their end, when the terminator was there.

@@ -178,7 +178,15 @@ mod tests {
 
     fn copy_text(value: Option<&str>) -> String {
         let Some(value) = value else { return "\\N".to_owned() };
-        let escapes = [('\\', "\\\\"), ('\n', "\\n"), ('\r', "\\r"), ('\t', "\\t"), ('\u{8}', "\\b"), ('\u{b}', "\\v"), ('\u{c}', "\\f")];
+        let escapes = [
+            ('\\', "\\\\"),
+            ('\n', "\\n"),
+            ('\r', "\\r"),
+            ('\t', "\\t"),
+            ('\u{8}', "\\b"),
+            ('\u{b}', "\\v"),
+            ('\u{c}', "\\f"),
+        ];
         escapes.iter().fold(value.to_owned(), |text, (c, escape)| text.replace(*c, escape))
     }
 

@@ -24,11 +24,7 @@ pub(super) fn export(
 }
 
 /// Writes data as an archive has them.
-pub(super) fn fill(
-    to: &mut dyn Write,
-    data: &mut dyn Pieces,
-    entry: Option<&Entry>,
-) -> Result<()> {
+pub(super) fn fill(to: &mut dyn Write, data: &mut dyn Pieces, entry: Option<&Entry>) -> Result<()> {
     while let Some(piece) = data.next_piece()? {
         to.write_all(&piece).map_err(unwritten)?;
     }

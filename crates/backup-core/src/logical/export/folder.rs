@@ -44,8 +44,7 @@ impl Folder {
         for oid in objects {
             let holder = only.or_else(|| holders.get(&oid).copied());
             let list = holder.and_then(|holder| lists.get_mut(&holder));
-            let list =
-                list.ok_or_else(|| damaged(&format!("the large object {oid} belongs to no entry")))?;
+            let list = list.ok_or_else(|| damaged(&format!("the large object {oid} belongs to no entry")))?;
             let _ = writeln!(list, "{oid} blob_{oid}.dat");
         }
         let mut toc = toc.as_directory();

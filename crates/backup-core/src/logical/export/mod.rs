@@ -178,7 +178,9 @@ impl Restorer for Export {
                 let (output, threads) = (self.file()?, u32::try_from(ctx.jobs).unwrap_or(1));
                 blocking(move || custom::export(&reading, &stored, output, method, threads)).await?
             }
-            (ExportFormat::Plain, _) => plain::export(reading, stored, self.file()?, &self.tools, ctx).await?,
+            (ExportFormat::Plain, _) => {
+                plain::export(reading, stored, self.file()?, &self.tools, ctx).await?
+            }
             (ExportFormat::Csv(table), _) => {
                 let (table, output) = (table.clone(), self.file()?);
                 blocking(move || table::export(&reading, &stored, &table, true, output)).await?

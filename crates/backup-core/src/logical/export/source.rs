@@ -5,15 +5,14 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::Counts;
 use crate::dumper::{PartInfo, PartSource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::logical::archive::{
-    BLOBS, Entry, Method, Rows, TABLE_DATA, Toc, TocReader, damaged, open,
-};
+use crate::logical::archive::{BLOBS, Entry, Method, Rows, TABLE_DATA, Toc, TocReader, damaged, open};
 use crate::logical::pieces::{Members, PartPieces, PieceReader, Pieces, object_of};
 use crate::logical::stock::{Object, Sink, each_block};
 use crate::logical::{
@@ -47,7 +46,11 @@ impl Reading {
                 opened = self.parts.open(part) => opened,
             }
         })?;
-        Ok(PartPieces { stream, runtime: self.runtime.clone(), cancel: self.cancel.clone() })
+        Ok(PartPieces {
+            stream: stream.fuse().boxed(),
+            runtime: self.runtime.clone(),
+            cancel: self.cancel.clone(),
+        })
     }
 
     pub(super) fn is_pack(&self, part: u32) -> bool {
@@ -97,7 +100,8 @@ impl Stored {
     pub(super) fn open(reading: &Reading, wanted: Option<&str>) -> Result<Self> {
         let contents = LogicalContents::from_contents(reading.parts.contents())?;
         let Some(contents) = contents else { return Self::whole(reading, wanted) };
-        let names = || contents.databases.iter().map(|d| d.facts.name.as_str()).collect::<Vec<_>>().join(", ");
+        let names =
+            || contents.databases.iter().map(|d| d.facts.name.as_str()).collect::<Vec<_>>().join(", ");
         let database = match (wanted, &contents.databases[..]) {
             (Some(name), _) => contents.database(name).cloned(),
             (None, [only]) => Some(only.clone()),
@@ -119,7 +123,8 @@ impl Stored {
         if let Some(name) = wanted.filter(|name| *name != facts.name) {
             return Err(no_database(name, &facts.name));
         }
-        let part = |kind: &str| reading.infos.values().find(|info| info.spec.kind == kind).map(|info| info.part);
+        let part =
+            |kind: &str| reading.infos.values().find(|info| info.spec.kind == kind).map(|info| info.part);
         let form = if let Some(part) = part(ARCHIVE) {
             let (toc, _) = open(PieceReader::new(reading.open(part)?))?;
             Form::Archive { part, toc: Arc::new(toc) }
@@ -210,7 +215,8 @@ impl<P: Pieces> Pieces for Checked<'_, P> {
             "the rows of table {}.{} are not those that were backed up: {} rows in {} bytes, and not {} in {}",
             table.schema, table.name, found.rows, self.bytes, table.rows, table.bytes
         );
-        Err(Error::new(ErrorKind::Integrity, message).with_hint("use another backup; this one was made wrong"))
+        Err(Error::new(ErrorKind::Integrity, message)
+            .with_hint("use another backup; this one was made wrong"))
     }
 }
 
@@ -285,12 +291,7 @@ impl Packs {
     }
 }
 
-fn in_order(
-    reading: &Reading,
-    toc: &Toc,
-    contents: &DatabaseContents,
-    to: &mut dyn Data,
-) -> Result<Counts> {
+fn in_order(reading: &Reading, toc: &Toc, contents: &DatabaseContents, to: &mut dyn Data) -> Result<Counts> {
     let tables: HashMap<i32, &TableContents> = contents.tables.iter().map(|t| (t.entry, t)).collect();
     let (mut packs, mut counts) = (Packs::default(), Counts::default());
     let mut objects = Objects::new(reading, toc, contents);

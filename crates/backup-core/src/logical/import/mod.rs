@@ -53,7 +53,8 @@ impl Import {
 
 /// How a file was when it was looked at.
 fn stamp(path: &Path) -> Result<(u64, Option<std::time::SystemTime>)> {
-    let found = std::fs::metadata(path).map_err(|e| Error::io(format!("looking at {}", path.display()), e))?;
+    let found =
+        std::fs::metadata(path).map_err(|e| Error::io(format!("looking at {}", path.display()), e))?;
     Ok((found.len(), found.modified().ok()))
 }
 
@@ -127,7 +128,8 @@ fn archive(path: &Path, format: Format, target: &Target) -> Result<Dumped> {
 
 /// Keeps an archive that has INSERTs, which are not rows, as one part: in custom format and uncompressed.
 fn whole(source: Source, toc: &Toc, target: &Target) -> Result<()> {
-    let name = format!("{}.{ARCHIVE}", String::from_utf8_lossy(toc.header.database.as_deref().unwrap_or(b"dump")));
+    let name =
+        format!("{}.{ARCHIVE}", String::from_utf8_lossy(toc.header.database.as_deref().unwrap_or(b"dump")));
     let part = target.open(ARCHIVE, &name)?;
     let mut sink = Whole::new(CustomWriter::new(part, toc, Method::None, 1)?, toc, target);
     source.read(&mut sink)?;
@@ -161,6 +163,11 @@ impl Dumper for Import {
 
 /// A record's facts of a dump in SQL.
 fn plain_facts(database: &str, server: &str, dump: &str) -> Map<String, Value> {
-    let facts = [("server_version", server), ("pg_dump_version", dump), ("database", database), ("imported", "plain")];
+    let facts = [
+        ("server_version", server),
+        ("pg_dump_version", dump),
+        ("database", database),
+        ("imported", "plain"),
+    ];
     facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
 }

@@ -237,8 +237,7 @@ fn tar(toc: &Toc, mut members: Members<FilePieces>, sink: &mut dyn Sink) -> Resu
                 .map_err(|e| e.doing(format!("large object {oid}")))?;
             continue;
         }
-        let entry = toc.entries.iter().find(|entry| entry.place == Place::File(name.clone().into_bytes()));
-        let Some(entry) = entry else {
+        let Some(entry) = entry_of(toc, &name) else {
             if name == "restore.sql" {
                 continue;
             }
@@ -258,6 +257,16 @@ fn tar(toc: &Toc, mut members: Members<FilePieces>, sink: &mut dyn Sink) -> Resu
         return Err(damaged(&format!("the large object {oid} and the list of them do not fit each other")));
     }
     seen.finish()
+}
+
+/// The entry that a member of a tar archive has the data of. The list of large objects has another name than the table of
+/// contents says (`_StartLOs` in `pg_backup_tar.c`, PostgreSQL 17).
+fn entry_of<'a>(toc: &'a Toc, name: &str) -> Option<&'a Entry> {
+    let list = |entry: &&Entry| name == "blobs.toc" || name == format!("blobs_{}.toc", entry.id);
+    toc.with_data(BLOBS).find(list).or_else(|| {
+        let place = Place::File(name.as_bytes().to_vec());
+        toc.entries.iter().find(|entry| entry.kind != BLOBS && entry.place == place)
+    })
 }
 
 /// SQL, out of a file that may be compressed.

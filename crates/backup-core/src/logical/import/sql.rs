@@ -82,7 +82,10 @@ impl Tail {
         let [first, second, last] = &self.lines;
         let end = match restricted {
             Some(token) => {
-                return first == END && second == "--" && *last == format!("\\unrestrict {token}") && self.ended;
+                return first == END
+                    && second == "--"
+                    && *last == format!("\\unrestrict {token}")
+                    && self.ended;
             }
             None => (second, last),
         };
