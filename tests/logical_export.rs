@@ -70,7 +70,7 @@ async fn every_format(place: &Place, backup: &(Repository, BackupRecord), method
 async fn one_table(place: &Place, backup: &(Repository, BackupRecord), folder: &Path) {
     for (n, (name, sql)) in [
         ("public.people", "people (id, name, mood, age, doc, raw)"),
-        ("quo\"te.'s", "\"quo\"\"te\".\"'s\""),
+        ("public.quo\"te\".'s", "\"quo\"\"te\"\".'s\""),
         ("public.new\nline", "\"new\nline\""),
         ("public.large", "large"),
         ("no_columns", "no_columns"),
