@@ -53,11 +53,8 @@ fn wanted(args: &ExportArgs, catalog: &Catalog) -> String {
         return args.backup.clone();
     }
     let newest = |kind: &str| catalog.backups().rfind(|backup| backup.kind == kind).map(|b| b.id.to_string());
-    let (first, second) = match args.logical.any() {
-        true => (logical::KIND, logical::KIND),
-        false => (KIND, logical::KIND),
-    };
-    newest(first).or_else(|| newest(second)).unwrap_or_else(|| args.backup.clone())
+    let physical = if args.logical.any() { None } else { newest(KIND) };
+    physical.or_else(|| newest(logical::KIND)).unwrap_or_else(|| args.backup.clone())
 }
 
 fn physical_export(builder: RestoreBuilder, args: &ExportArgs) -> Result<RestoreBuilder> {

@@ -131,20 +131,18 @@ impl<P: Pieces> Pieces for Members<P> {
                     self.waiting = Some((name, bytes));
                 }
                 Some(Piece::Data(data)) => return Ok(Some(data)),
-                None => match self.from.next_piece()? {
-                    Some(piece) => self.reader.push(piece),
-                    None => {
-                        self.reader.finish()?;
-                        if !self.reader.has_ended() {
-                            return Err(Error::new(
-                                ErrorKind::Integrity,
-                                "a tar archive is cut: it has no end",
-                            )
-                            .with_hint("take another copy of it"));
-                        }
-                        self.ended = true;
+                None => {
+                    if let Some(piece) = self.from.next_piece()? {
+                        self.reader.push(piece);
+                        continue;
                     }
-                },
+                    self.reader.finish()?;
+                    if !self.reader.has_ended() {
+                        return Err(Error::new(ErrorKind::Integrity, "a tar archive is cut: it has no end")
+                            .with_hint("take another copy of it"));
+                    }
+                    self.ended = true;
+                }
             }
         }
         Ok(None)

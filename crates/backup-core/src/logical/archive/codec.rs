@@ -113,7 +113,7 @@ pub(crate) fn decoder<'a>(
         (Method::None, _) => Box::new(from),
         (Method::Gzip, Within::File) => Box::new(MultiGzDecoder::new(from)),
         (Method::Gzip, Within::Blocks) => {
-            Box::new(Inflate { from, inflate: Decompress::new(true), ended: false })
+            Box::new(Inflate { from, stream: Decompress::new(true), ended: false })
         }
         (Method::Lz4, _) => Box::new(Lz4 { frame: FrameDecoder::new(Tail::new(from)) }),
         (Method::Zstd, _) => Box::new(zstd::Decoder::with_buffer(from)?),
@@ -127,7 +127,7 @@ fn cut() -> io::Error {
 /// A zlib stream. That of `flate2` ends quietly where its input ends.
 struct Inflate<R> {
     from: R,
-    inflate: Decompress,
+    stream: Decompress,
     ended: bool,
 }
 
@@ -139,11 +139,11 @@ impl<R: BufRead> Read for Inflate<R> {
         while !self.ended {
             let input = self.from.fill_buf()?;
             let at_end = input.is_empty();
-            let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
-            let status = self.inflate.decompress(input, out, FlushDecompress::None);
+            let (before_in, before_out) = (self.stream.total_in(), self.stream.total_out());
+            let status = self.stream.decompress(input, out, FlushDecompress::None);
             let status = status.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            let used = usize::try_from(self.inflate.total_in() - before_in).unwrap_or(usize::MAX);
-            let made = usize::try_from(self.inflate.total_out() - before_out).unwrap_or(usize::MAX);
+            let used = usize::try_from(self.stream.total_in() - before_in).unwrap_or(usize::MAX);
+            let made = usize::try_from(self.stream.total_out() - before_out).unwrap_or(usize::MAX);
             self.from.consume(used);
             if status == Status::StreamEnd {
                 self.ended = true;

@@ -166,7 +166,7 @@ impl<R: BufRead, B: BorrowMut<Blocks<R>>> Read for Chunks<R, B> {
 
 /// An error of reading an archive, as it is meant: damaged, unless the system or the caller's own reader failed.
 pub(crate) fn broken(error: io::Error) -> Error {
-    if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+    if is_own(&error) {
         let inner = error.into_inner().and_then(|inner| inner.downcast::<Error>().ok());
         return inner.map_or_else(|| Error::internal("an error without its cause"), |inner| *inner);
     }
@@ -179,6 +179,11 @@ pub(crate) fn broken(error: io::Error) -> Error {
         "its data cannot be decompressed"
     };
     damaged(why).caused_by(error)
+}
+
+/// Whether it carries an error of this crate.
+fn is_own(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<Error>())
 }
 
 /// The error of an archive that makes no sense.
@@ -318,7 +323,7 @@ impl<W: Write> Write for ChunkWriter<'_, W> {
 
 /// An error of writing: that of the writer's own, or the system's.
 pub(crate) fn unwritten(error: io::Error) -> Error {
-    if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+    if is_own(&error) {
         return broken(error);
     }
     Error::io("writing the dump", error)

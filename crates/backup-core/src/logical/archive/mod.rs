@@ -141,6 +141,7 @@ impl Toc {
     }
 
     /// As the `toc.dat` of a directory whose data are not compressed.
+    #[must_use]
     pub fn as_directory(&self) -> Self {
         let mut toc = self.clone();
         (toc.header.format, toc.header.compression) = (TAR, 0);

@@ -92,12 +92,12 @@ impl OutputFolder {
     ) -> Result<()> {
         let path = self.folder.path().join(format!("{name}{}", method.suffix()));
         let failed = |e| Error::io(format!("writing {}", path.display()), e);
-        let file = BufWriter::with_capacity(WRITE_BYTES, File::create_new(&path).map_err(failed)?);
-        let mut encoder = Encoder::new(method, Within::File, 1, file).map_err(unwritten)?;
+        let to = BufWriter::with_capacity(WRITE_BYTES, File::create_new(&path).map_err(failed)?);
+        let mut encoder = Encoder::new(method, Within::File, 1, to).map_err(unwritten)?;
         fill(&mut encoder)?;
-        let file = encoder.finish().map_err(unwritten)?;
-        let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.sync_all().map_err(failed)
+        let to = encoder.finish().map_err(unwritten)?;
+        let to = to.into_inner().map_err(|e| failed(e.into_error()))?;
+        to.sync_all().map_err(failed)
     }
 
     /// Gives the folder its name. One that is there and empty is replaced.

@@ -7,6 +7,7 @@ use super::csv::CsvWriter;
 use super::output::Output;
 use super::source::{Checked, Data, Form, Packs, Reading, Stored, TableRows};
 use crate::error::{Error, ErrorKind, Result};
+use crate::logical::RowHasher;
 use crate::logical::archive::{Entry, TABLE_DATA, Toc, unwritten};
 use crate::logical::pieces::Pieces;
 
@@ -23,7 +24,7 @@ pub(super) fn export(
         let message = format!("the dump has INSERTs of {name}, and no rows");
         return Err(Error::new(ErrorKind::Unsupported, message).with_hint("take --format plain"));
     }
-    let mut one = One { entry: entry.id, csv, to: &mut output, rows: 0 };
+    let mut one = One { entry: entry.id, csv, to: &mut output, hasher: RowHasher::default() };
     match &stored.form {
         Form::Parts { contents, .. } => {
             let table = contents.tables.iter().find(|table| table.entry == entry.id);
@@ -36,7 +37,7 @@ pub(super) fn export(
             stored.read(reading, &mut one)?;
         }
     }
-    let rows = one.rows;
+    let rows = one.hasher.done.rows;
     output.keep(|_| Ok(()))?;
     Ok(Counts { tables: 1, rows, objects: 0 })
 }
@@ -64,7 +65,7 @@ struct One<'a> {
     entry: i32,
     csv: bool,
     to: &'a mut Output,
-    rows: u64,
+    hasher: RowHasher,
 }
 
 impl Data for One<'_> {
@@ -78,7 +79,7 @@ impl Data for One<'_> {
             if !wanted {
                 continue;
             }
-            self.rows += piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.hasher.text(&piece);
             if self.csv {
                 csv.text(&piece, &mut self.to).map_err(unwritten)?;
             } else {

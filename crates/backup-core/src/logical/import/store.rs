@@ -196,13 +196,12 @@ impl Sink for Writer<'_> {
             }
         }
         let (found, bytes) = rows.found();
-        let part = match large {
-            Some(part) => part.end()?,
-            None => {
-                self.pack(entry.id, &small)?;
-                // Its number is known when it ends.
-                0
-            }
+        let part = if let Some(part) = large {
+            part.end()?
+        } else {
+            self.pack(entry.id, &small)?;
+            // Its number is known when it ends.
+            0
         };
         self.tables.push(TableContents {
             entry: entry.id,
@@ -219,13 +218,13 @@ impl Sink for Writer<'_> {
         Ok(())
     }
 
-    fn object(&mut self, _: &Toc, object: Object<'_>) -> Result<()> {
+    fn object(&mut self, _: &Toc, mut object: Object<'_>) -> Result<()> {
         if self.objects.is_none() {
             self.objects = Some(self.target.open(LARGE_OBJECTS, "large objects")?);
         }
         let Some(part) = &mut self.objects else { return Ok(()) };
         let name = format!("blob_{}.dat", object.oid);
-        let bytes = sized(object, |bytes, data| {
+        let bytes = sized(&mut object, |bytes, data| {
             part.member(&name, bytes)?;
             let copied = copy(data, |piece| part.add(piece))?;
             if copied != bytes {
@@ -253,7 +252,7 @@ fn copy(data: &mut dyn Read, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<
 }
 
 /// Finds out how long a large object is, and gives it to `write`. One that is not small is read twice.
-fn sized(object: Object<'_>, write: impl FnOnce(u64, &mut dyn Read) -> Result<()>) -> Result<u64> {
+fn sized(object: &mut Object<'_>, write: impl FnOnce(u64, &mut dyn Read) -> Result<()>) -> Result<u64> {
     if let Some(bytes) = object.bytes {
         return write(bytes, object.data).map(|()| bytes);
     }
