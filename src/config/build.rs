@@ -128,11 +128,16 @@ impl Settings {
 
     /// A backup, up to what a frontend adds: repository, label, observer.
     pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
-        let builder = Backup::builder().cluster(cluster);
-        let mut builder = match what {
-            What::Database => builder.dumper(self.dumper(connection)),
-            What::Cluster(options) => builder.dumper(options.dumper(connection)),
+        let builder = match what {
+            What::Database => Backup::builder().dumper(self.dumper(connection)),
+            What::Cluster(options) => Backup::builder().dumper(options.dumper(connection)),
         };
+        self.completed(builder, cluster)
+    }
+
+    /// Adds what the settings say of any backup: compression, keys, jobs.
+    pub(super) fn completed(&self, builder: BackupBuilder, cluster: ClusterName) -> Result<BackupBuilder> {
+        let mut builder = builder.cluster(cluster);
         if let Some(method) = &self.compress {
             builder = builder.shared_compressor(codec::parse(method)?);
         }
