@@ -1,8 +1,8 @@
-//! Logical backups: a database as SQL and rows.
+//! Logical backups: a database as SQL and rows, or all databases of a server with its roles.
 //!
 //! [`Dump`] takes names and definitions from what `pg_dump` writes, and rows by COPY over several sessions that share
-//! one snapshot. [`Load`] gives the definitions to `pg_restore`, and the rows to COPY. [`LogicalContents`] says which
-//! part holds what.
+//! one snapshot. [`Load`] gives the definitions to `pg_restore`, and the rows to COPY. [`ServerDump`] and
+//! [`ServerLoad`] do that for every database of a server. [`LogicalContents`] says which part holds what.
 
 pub mod archive;
 mod contents;
@@ -10,15 +10,18 @@ mod database;
 mod dump;
 mod fingerprint;
 mod load;
+mod server;
 mod tar_writer;
 
 pub use contents::{
-    Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
+    Chunk, DatabaseContents, DatabaseFailure, ExtensionContents, LargeObjectsContents, LeftOut,
+    LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
 pub use dump::{Dump, Preview, Selection};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use load::{Load, LoadOptions};
+pub use server::{ServerDump, ServerLoad, ServerPreview};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.
 pub const KIND: &str = "logical";
