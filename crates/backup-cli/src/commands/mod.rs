@@ -26,7 +26,7 @@ use crate::progress;
 pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode> {
     match &cli.command {
         Command::Init => init::run(&cli).await?,
-        Command::Backup(args) => backup::run(&cli, args, cancel).await?,
+        Command::Backup(args) => return backup::run(&cli, args, cancel).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
