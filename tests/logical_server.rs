@@ -71,7 +71,11 @@ async fn fill(admin: &Session, url: impl Fn(&str) -> String, tablespace: &Path) 
 
 /// What `pg_dumpall` writes of a server, without what is random.
 fn dumped(tools: &Path, url: &str) -> Vec<String> {
-    let output = Command::new(tools.join("pg_dumpall")).args(["-d", url]).output().unwrap();
+    let output = Command::new(tools.join("pg_dumpall"))
+        .env("PGPASSWORD", "s3cret")
+        .args(["-d", url])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines()
