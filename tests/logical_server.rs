@@ -476,3 +476,52 @@ async fn postgres_17_in_a_container() {
 async fn postgres_18_in_a_container() {
     in_container(18).await;
 }
+
+/// Before 16 a grant may stand before the one that gives its grantor the right, and `pg_dumpall` of 15 writes it so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_15_goes_into_18() {
+    if left_out("docker") {
+        return;
+    }
+    let source = server();
+    for statement in [
+        "CREATE ROLE grp",
+        "CREATE ROLE mid",
+        "CREATE ROLE bob",
+        "CREATE ROLE gone_from_it SUPERUSER",
+        "GRANT grp TO mid WITH ADMIN OPTION",
+        "SET ROLE mid; GRANT grp TO bob; RESET ROLE",
+        "SET ROLE gone_from_it; GRANT mid TO bob; RESET ROLE",
+        "CREATE DATABASE shop OWNER mid",
+        "GRANT CREATE ON DATABASE shop TO bob",
+    ] {
+        sql(&source, "postgres", statement).await;
+    }
+    sql(&source, "shop", &sample(100)).await;
+    let (repository, _) = memory_repository().await;
+    let bin = source.bin().to_owned();
+    let dump = ServerDump::new(source.conninfo("postgres").unwrap()).tools(Tools::in_folder(bin));
+    let (_, record) = back_up(&repository, dump).await.unwrap();
+    let target = containers::start(18).await;
+    let tools = Tools::in_folder(containers::tools(18));
+    let load = ServerLoad::into(conninfo(&target.url("postgres"))).tools(tools).globals(true);
+    let (restored, warnings) = restore(&repository, &record, load).await;
+    restored.unwrap();
+    // The image is made with another locale than the tests' servers.
+    assert!(
+        warnings.iter().all(|w| w.contains("the database postgres was there with another")),
+        "{warnings:?}"
+    );
+    let members = "SELECT roleid::regrole, member::regrole, grantor::regrole, admin_option FROM pg_auth_members \
+                   WHERE roleid > 16000";
+    let mut found: Vec<String> = connect(&target.url("postgres"))
+        .await
+        .rows(members)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.into_iter().flatten().collect::<Vec<_>>().join(" "))
+        .collect();
+    found.sort();
+    assert_eq!(found, ["grp bob mid f", "grp mid postgres t", "mid bob postgres f"]);
+}
