@@ -203,9 +203,11 @@ async fn analyze(session: &Session, ctx: &Ctx) -> Result<()> {
         tasks.spawn(async move {
             loop {
                 let name = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
-                let Some(name) = name else { return Ok(()) };
+                let Some(name) = name else { break };
                 own.rows(format!("ANALYZE {name}")).await?;
             }
+            own.close().await;
+            Ok(())
         });
     }
     let analyzed = async {
