@@ -102,8 +102,7 @@ fn source<'a>(backup: &'a BackupSummary, name: &str) -> &'a str {
 /// Names that stand in a record, fit for a terminal.
 pub(crate) fn names(backup: &BackupSummary, fact: &str) -> String {
     let names = backup.source.get(fact).and_then(Value::as_array);
-    let names: Vec<String> =
-        names.into_iter().flatten().filter_map(Value::as_str).map(|name| shown(name)).collect();
+    let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(shown).collect();
     names.join(", ")
 }
 

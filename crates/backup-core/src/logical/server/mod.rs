@@ -180,7 +180,9 @@ impl Dumper for ServerDump {
             ctx.observer.event(&Event::Step { what: format!("dumping the database {name}") });
             match self.database(session.info(), name, &parts, &each).await? {
                 Ok((database, warnings)) => {
-                    warnings.into_iter().for_each(|warning| told.warn(format!("{name}: {warning}")));
+                    for warning in warnings {
+                        told.warn(format!("{name}: {warning}"));
+                    }
                     told.left_out(Some(name), &database.left_out);
                     contents.databases.push(database);
                 }

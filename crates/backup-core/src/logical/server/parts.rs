@@ -91,11 +91,14 @@ impl PartWriter for Writer {
 mod tests {
     use super::*;
 
+    /// The bytes of each part, and whether it was ended.
+    type Written = Arc<Mutex<Vec<(Vec<u8>, bool)>>>;
+
     /// Keeps what was written; a part that is dropped unfinished stays open.
     #[derive(Default)]
-    struct Kept(Arc<Mutex<Vec<(Vec<u8>, bool)>>>);
+    struct Kept(Written);
 
-    struct KeptPart(Arc<Mutex<Vec<(Vec<u8>, bool)>>>, usize);
+    struct KeptPart(Written, usize);
 
     #[async_trait]
     impl PartSink for Kept {

@@ -35,7 +35,8 @@ pub(super) struct GlobalsDone {
 /// The globals while they are brought back.
 pub(super) struct Roles {
     session: CopySession,
-    roles: HashSet<String>,
+    /// Roles that were there before.
+    known: HashSet<String>,
     tablespaces: HashSet<String>,
     /// Grants that failed: they may need one that comes later.
     grants: Vec<(Statement, Error)>,
@@ -52,9 +53,9 @@ impl Roles {
         let mut names = async |sql: &str| -> Result<HashSet<String>> {
             Ok(own.rows(sql).await?.into_iter().filter_map(|row| row.into_iter().next()?).collect())
         };
-        let roles = names("SELECT rolname FROM pg_catalog.pg_roles").await?;
+        let known = names("SELECT rolname FROM pg_catalog.pg_roles").await?;
         let tablespaces = names("SELECT spcname FROM pg_catalog.pg_tablespace").await?;
-        Ok(Self { session: own, roles, tablespaces, grants: Vec::new(), done: GlobalsDone::default() })
+        Ok(Self { session: own, known, tablespaces, grants: Vec::new(), done: GlobalsDone::default() })
     }
 
     /// Carries a part of SQL out.
@@ -84,7 +85,7 @@ impl Roles {
 
     async fn statement(&mut self, statement: Statement) -> Result<()> {
         if statement.begins("CREATE ROLE") {
-            if let Some(role) = statement.name(2).filter(|role| self.roles.contains(role)) {
+            if let Some(role) = statement.name(2).filter(|role| self.known.contains(role)) {
                 self.done.roles_kept.push(role);
                 return Ok(());
             }
@@ -95,7 +96,7 @@ impl Roles {
             }
         } else if statement.begins("ALTER ROLE")
             && statement.name(3).as_deref() == Some("WITH")
-            && statement.name(2).is_some_and(|role| self.roles.contains(&role))
+            && statement.name(2).is_some_and(|role| self.known.contains(&role))
         {
             // Its attributes and its password: it keeps its own.
             return Ok(());

@@ -199,7 +199,9 @@ mod tests {
             found.extend(pieces.push(&TEXT.as_bytes()[cut..]));
             proptest::prop_assert!(pieces.is_done());
             proptest::prop_assert_eq!(found, Statements::of(TEXT.as_bytes()));
-            Statements::of(&other).iter().for_each(|s| drop((s.describe(), s.without_grantor(), s.name(1))));
+            for statement in Statements::of(&other) {
+                drop((statement.describe(), statement.without_grantor(), statement.name(1)));
+            }
         }
     }
 }
