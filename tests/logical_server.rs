@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use backup_storage::conformance::{Fault, Faulty};
 use pgark::logical::{ServerDump, ServerLoad};
 use pgark::postgres::{ConnInfo, Session, TempServer, Tools};
 use pgark::repository::{BackupRecord, Catalog, ClusterName};
@@ -524,4 +525,27 @@ async fn a_server_of_15_goes_into_18() {
         .collect();
     found.sort();
     assert_eq!(found, ["grp bob mid f", "grp mid postgres t", "mid bob postgres f"]);
+}
+
+/// What ends the run is the run's error, and no database's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_dies_leaves_no_partial_backup() {
+    let source = server();
+    let connection = modest(&source).await;
+    let memory = pgark::MemoryTransport::new();
+    let faulty = Faulty::new(memory, Fault::Slow(std::time::Duration::ZERO));
+    let store = pgark::Remote::new(faulty.clone(), "memory", support::quick());
+    let (repository, _) = Repository::init(Arc::new(store)).await.unwrap();
+    let dying = faulty.clone();
+    let observer = move |event: &Event| {
+        if matches!(event, Event::Step { what } if what == "dumping the database two") {
+            dying.set(Some(Fault::Dead));
+        }
+    };
+    let backup = Backup::builder().repository(repository.clone()).dumper(ServerDump::new(connection));
+    let backup = backup.observer(Arc::new(observer)).build().unwrap();
+    let error = backup.run(&CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
+    faulty.set(None);
+    assert_eq!(Catalog::load(&repository, &ClusterName::default()).await.unwrap().backups().len(), 0);
 }
