@@ -92,7 +92,8 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
     sql(&server, "postgres", "CREATE DATABASE shop").await;
     sql(&server, "shop", &sample(20_000)).await;
     // Too large for a pack.
-    sql(&server, "shop", "CREATE TABLE large AS SELECT n, md5(n::text) FROM generate_series(1, 150000) n").await;
+    sql(&server, "shop", "CREATE TABLE large AS SELECT n, md5(n::text) FROM generate_series(1, 150000) n")
+        .await;
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("repo");
     let repository = local_repository(&place).await;

@@ -6,7 +6,7 @@ mod support;
 
 use std::path::Path;
 
-use pgark::logical::{Export, ExportFormat, Method, Dump};
+use pgark::logical::{Dump, Export, ExportFormat, Method};
 use pgark::postgres::Tools;
 use pgark::repository::{BackupRecord, ClusterName};
 use pgark::{Backup, CancellationToken, ErrorKind, Repository};

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup_core::crypt::{Age, IdentityFile};
-use backup_core::logical::{Dump, Load};
+use backup_core::logical::{Dump, Load, ServerDump, ServerLoad};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
 use backup_core::state::HostState;
 use backup_core::{Backup, BackupBuilder, Error, ErrorKind, Repository, Result, Store, codec};
 use backup_storage::open;
 
-use super::{Settings, What};
+use super::{ServerOptions, Settings, What};
 
 const PASSPHRASE_HINT: &str = "the passphrase is the first line of the file that passphrase_file names";
 
@@ -126,10 +126,16 @@ impl Settings {
         Dump::new(connection).tools(self.tools())
     }
 
+    /// What dumps all databases of a server.
+    pub fn server_dumper(&self, connection: ConnInfo, options: &ServerOptions) -> ServerDump {
+        ServerDump::new(connection).tools(self.tools()).no_role_passwords(options.no_role_passwords)
+    }
+
     /// A backup, up to what a frontend adds: repository, label, observer.
     pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
         let builder = match what {
             What::Database => Backup::builder().dumper(self.dumper(connection)),
+            What::Server(options) => Backup::builder().dumper(self.server_dumper(connection, options)),
             What::Cluster(options) => Backup::builder().dumper(options.dumper(connection)),
         };
         self.completed(builder, cluster)
@@ -153,5 +159,10 @@ impl Settings {
     /// A restorer into a database.
     pub fn restorer(&self, connection: ConnInfo) -> Load {
         Load::into(connection).tools(self.tools())
+    }
+
+    /// A restorer of all databases of a server.
+    pub fn server_restorer(&self, connection: ConnInfo) -> ServerLoad {
+        ServerLoad::into(connection).tools(self.tools())
     }
 }

@@ -11,4 +11,4 @@ mod work;
 
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
-pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, WalOf, What};
+pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, ServerOptions, WalOf, What};

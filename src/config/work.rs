@@ -44,8 +44,18 @@ pub enum What {
     /// One database, as SQL and rows.
     #[default]
     Database,
+    /// All databases of a server, as SQL and rows, with roles and tablespaces.
+    Server(ServerOptions),
     /// The files of the whole cluster.
     Cluster(ClusterOptions),
+}
+
+/// How the databases of a server are taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ServerOptions {
+    /// Without the passwords of roles.
+    pub no_role_passwords: bool,
 }
 
 /// How the files of a cluster are taken.
@@ -116,6 +126,9 @@ impl Settings {
         let preview = async {
             match &what {
                 What::Database => self.dumper(connection.clone()).preview().await.map(|_| None),
+                What::Server(options) => {
+                    self.server_dumper(connection.clone(), options).preview().await.map(|_| None)
+                }
                 What::Cluster(options) => self.preview_cluster(cluster, options, &connection).await.map(Some),
             }
         };

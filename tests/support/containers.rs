@@ -104,7 +104,7 @@ pub fn tools(major: u32) -> PathBuf {
     let lock = std::fs::File::create(root.join("lock")).unwrap();
     lock.lock().unwrap();
     let folder = root.canonicalize().unwrap().join(major.to_string());
-    if !folder.join("bin").exists() {
+    if !folder.join("bin/pg_dumpall").exists() {
         extract(major, &folder);
     }
     folder.join("bin")
@@ -121,12 +121,12 @@ fn extract(major: u32, folder: &Path) {
         "rm -rf {new}; mkdir -p {new}/root {new}/bin; id=$(docker create {image}); trap 'docker rm -f $id >/dev/null' EXIT
          docker export $id | tar x -C {new}/root --wildcards 'usr/lib/postgresql/*/bin' 'usr/lib/*-linux-gnu/*.so*' 'lib*' 'usr/lib64*'"
     ));
-    for tool in ["pg_dump", "pg_restore", "psql"] {
+    for tool in ["pg_dump", "pg_dumpall", "pg_restore", "psql"] {
         let root = folder.join("root");
         let root = root.display();
         let script = format!(
             "#!/bin/sh\nexec $(ls {root}/usr/lib64/ld-linux-*.so* {root}/usr/lib/ld-linux-*.so* {root}/usr/lib/*-linux-gnu/ld-linux-*.so* 2>/dev/null | head -1) \
-             --library-path \"$(echo {root}/usr/lib/*-linux-gnu | tr ' ' :)\" {root}/usr/lib/postgresql/{major}/bin/{tool} \"$@\"\n"
+             --argv0 \"$0\" --library-path \"$(echo {root}/usr/lib/*-linux-gnu | tr ' ' :)\" {root}/usr/lib/postgresql/{major}/bin/{tool} \"$@\"\n"
         );
         run(&format!("cat > {new}/bin/{tool} <<'E'\n{script}E\nchmod 755 {new}/bin/{tool}"));
     }

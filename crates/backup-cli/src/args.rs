@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, WalOf, What};
+use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, ServerOptions, Settings, WalOf, What};
 use pgark::logical::{ExportFormat, Method};
 use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
 use crate::recovery::RecoveryArgs;
+use crate::server::ServerArgs;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
 // The comments are the help that people read in a terminal.
@@ -52,6 +53,7 @@ Exit codes:
     34 clock, 35 full, 36 input or output
   repository: 40 none there, 41 newer format, 42 no such backup,
     43 object missing, 44 exists already, 45 abandoned
+  46 only part of it was done: databases of a server failed, the rest is there
   data: 50 damaged, 51 key missing, 52 wrong key
   60 not supported, 70 internal, 130 cancelled";
 
@@ -59,7 +61,7 @@ Exit codes:
 pub(crate) enum Command {
     /// Makes a repository
     Init,
-    /// Backs a database up
+    /// Backs a database up, or all of a server
     Backup(BackupArgs),
     /// Lists the backups
     List,
@@ -113,6 +115,13 @@ pub(crate) struct BackupArgs {
     /// client tools there. The database is named as it is seen from there; without a host it is the one of that place
     #[arg(long, value_name = "PLACE", value_parser = via)]
     pub(crate) via: Option<Via>,
+    /// Backs up every database of the server but template0 and template1, one after another, with roles, memberships,
+    /// tablespaces and database settings. What fails is reported (exit code 46), and the rest is kept
+    #[arg(long, conflicts_with = "files")]
+    pub(crate) all_databases: bool,
+    /// Leaves the passwords of roles out
+    #[arg(long, requires = "all_databases")]
+    pub(crate) no_role_passwords: bool,
     /// Backs up the files of the whole cluster, and the WAL that they need, over the replication protocol
     #[arg(long, group = "files")]
     pub(crate) physical: bool,
@@ -199,6 +208,8 @@ pub(crate) struct RestoreArgs {
     /// pg_wal is kept, and its folder emptied. A tablespace is restored over where the directory's own link leads to it
     #[arg(long, requires = "target_dir")]
     pub(crate) delta: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
     /// Puts a tablespace elsewhere than it was (may be given several times)
     #[arg(long, value_name = "OID=FOLDER", requires = "target_dir", value_parser = tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
@@ -554,6 +565,11 @@ enum WalIn {
 impl BackupArgs {
     /// What is backed up.
     pub(crate) fn what(&self) -> What {
+        if self.all_databases {
+            let mut options = ServerOptions::default();
+            options.no_role_passwords = self.no_role_passwords;
+            return What::Server(options);
+        }
         if !self.physical && !self.incremental {
             return What::Database;
         }

@@ -5,6 +5,7 @@ mod commands;
 mod progress;
 mod recovery;
 mod render;
+mod server;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -61,6 +61,7 @@ fn advice(error: &Error) -> Option<&str> {
         ErrorKind::StoreDenied | ErrorKind::BucketMissing | ErrorKind::WrongRegion => {
             "check the repository's URL and what its credentials may do"
         }
+        ErrorKind::Partial => "put right what stands above, and do the rest again",
         ErrorKind::DiskFull => "free some space, or use another place",
         ErrorKind::Io => "check that the path is right, and the disk in order",
         ErrorKind::Integrity | ErrorKind::ObjectMissing => {
@@ -98,6 +99,23 @@ fn source<'a>(backup: &'a BackupSummary, name: &str) -> &'a str {
     backup.source.get(name).and_then(Value::as_str).unwrap_or("-")
 }
 
+/// Names that stand in a record, fit for a terminal.
+pub(crate) fn names(backup: &BackupSummary, fact: &str) -> String {
+    let names = backup.source.get(fact).and_then(Value::as_array);
+    let names: Vec<String> = names.into_iter().flatten().filter_map(Value::as_str).map(shown).collect();
+    names.join(", ")
+}
+
+/// What the column DATABASE says: a name, or how many.
+fn databases(backup: &BackupSummary) -> String {
+    let count = |fact| backup.source.get(fact).and_then(Value::as_array).map(Vec::len);
+    match (count("databases"), count("databases_failed")) {
+        (None, _) => shown(source(backup, "database")),
+        (Some(all), None) => format!("all {all}"),
+        (Some(done), Some(failed)) => format!("{done} of {}: partial", done + failed),
+    }
+}
+
 /// Whether pages failed their checksums when the backup was made. It has them as they were.
 pub(crate) fn has_damaged_pages(backup: &BackupSummary) -> bool {
     backup.source.get("checksum_failures").and_then(Value::as_bool).unwrap_or(false)
@@ -121,7 +139,7 @@ pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> Str
     for backup in backups {
         let mut row = vec![
             backup.id.to_string(),
-            shown(source(backup, "database")),
+            databases(backup),
             shown(source(backup, "server_version")),
             format!("{:.0}", backup.started),
             seconds(backup.started, backup.finished),
@@ -156,6 +174,12 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
         let brings_wal = pgark::physical::span(backup).is_none_or(|span| span.wal.brings_wal);
         let place = if brings_wal { "" } else { ", in the archive: it does not restore alone" };
         line("WAL", &format!("{} to {}{place}", source(backup, "start_lsn"), source(backup, "end_lsn")));
+    } else if backup.source.contains_key("databases") {
+        line("databases", &names(backup, "databases"));
+        if !backup.is_complete() {
+            line("PARTIAL", &format!("it lacks {}", names(backup, "databases_failed")));
+        }
+        line("globals", source(backup, "globals"));
     } else {
         line("database", source(backup, "database"));
     }

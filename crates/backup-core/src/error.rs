@@ -79,6 +79,8 @@ kinds! {
     Conflict = 44, "exists already";
     /// The backup was declared dead before it could commit.
     Abandoned = 45, "the backup was abandoned";
+    /// Some databases of a server could not be backed up, or not be restored; the rest is there.
+    Partial = 46, "only part of it was done";
     /// Stored bytes are not those that were written.
     Integrity = 50, "damaged data";
     /// A key is needed and was not given.

@@ -27,11 +27,12 @@ pub struct Verdict {
 /// - A verdict to remove is no more than a rule's opinion: united rules keep what any of them keeps, and
 ///   whoever deletes adds what the kept backups need.
 pub trait RetentionPolicy: Send + Sync {
-    /// Gives the verdicts. `backups` are whole backups of one cluster, oldest first.
+    /// Gives the verdicts. `backups` are the committed backups of one cluster, oldest first.
     fn decide(&self, backups: &[BackupSummary], now: Timestamp) -> Vec<Verdict>;
 }
 
-/// Keeps the newest backups.
+/// Keeps the newest backups. One that is not [complete](BackupSummary::is_complete) does not count as one of them; it is
+/// kept until a complete one follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepLast(
     /// How many.
@@ -40,16 +41,24 @@ pub struct KeepLast(
 
 impl RetentionPolicy for KeepLast {
     fn decide(&self, backups: &[BackupSummary], _: Timestamp) -> Vec<Verdict> {
-        let first_kept = backups.len().saturating_sub(self.0);
-        backups
+        // How many complete ones follow.
+        let mut newer = 0;
+        let mut verdicts: Vec<Verdict> = backups
             .iter()
-            .enumerate()
-            .map(|(i, backup)| {
-                let keep = i >= first_kept;
-                let reasons = if keep { vec![format!("one of the last {}", self.0)] } else { Vec::new() };
-                Verdict { id: backup.id.clone(), keep, reasons }
+            .rev()
+            .map(|backup| {
+                let complete = backup.is_complete();
+                let (keep, reason) = if complete {
+                    (newer < self.0, format!("one of the last {}", self.0))
+                } else {
+                    (newer == 0, "no complete one follows it".to_owned())
+                };
+                newer += usize::from(complete);
+                Verdict { id: backup.id.clone(), keep, reasons: keep.then_some(reason).into_iter().collect() }
             })
-            .collect()
+            .collect();
+        verdicts.reverse();
+        verdicts
     }
 }
 

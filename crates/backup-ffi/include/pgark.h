@@ -66,6 +66,8 @@ enum pgark_status {
     PGARK_CONFLICT = 44,
     /** the backup was abandoned */
     PGARK_ABANDONED = 45,
+    /** only part of it was done */
+    PGARK_PARTIAL = 46,
     /** damaged data */
     PGARK_INTEGRITY = 50,
     /** a key is needed */

@@ -1,19 +1,21 @@
+use std::fmt::Write as _;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use pgark::config::{BackedUp, Settings, What};
 use pgark::repository::ClusterName;
-use pgark::{BackupBuilder, CancellationToken, Result};
+use pgark::{BackupBuilder, CancellationToken, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::{BackupArgs, Cli};
 use crate::{progress, render};
 
-pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken) -> Result<()> {
+pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken) -> Result<ExitCode> {
     let mut settings = cli.settings()?;
     args.apply(&mut settings)?;
     let cluster = cli.cluster(&settings)?;
     if args.dry_run {
-        return dry_run(cli, args, &settings, cluster).await;
+        return dry_run(cli, args, &settings, cluster).await.map(|()| ExitCode::SUCCESS);
     }
     let observer = progress::observer(cli.quiet, cli.json);
     let more = |builder: BackupBuilder| {
@@ -27,21 +29,25 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
     tell(cli, "backup", &done)
 }
 
-/// Says what was made.
-pub(super) fn tell(cli: &Cli, what: &str, done: &BackedUp) -> Result<()> {
+/// Says what was made. A backup that lacks something is bad news.
+pub(super) fn tell(cli: &Cli, what: &str, done: &BackedUp) -> Result<ExitCode> {
+    let whole = done.backup.backup.is_complete();
     if cli.json {
-        return render::print_json(&json!(done));
+        render::print_json(&json!(done))?;
+    } else if !cli.quiet || !whole {
+        render::print(&text(what, done))?;
     }
-    if cli.quiet {
-        return Ok(());
-    }
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Partial.code()) })
+}
+
+fn text(what: &str, done: &BackedUp) -> String {
     let summary = &done.backup;
     let backup = &summary.backup;
     let how = backup
         .encryption
         .as_ref()
         .map_or("not encrypted".to_owned(), |e| format!("encrypted with {}", e.method));
-    render::print(&format!(
+    let mut text = format!(
         "{what} {}{} is in {}{}: {} became {} ({}, {how}) in {}{}\n",
         backup.id,
         backup.parent.as_ref().map(|parent| format!(", an increment of {parent},")).unwrap_or_default(),
@@ -52,7 +58,14 @@ pub(super) fn tell(cli: &Cli, what: &str, done: &BackedUp) -> Result<()> {
         backup.compression,
         render::seconds(backup.started, backup.finished),
         if backup.warnings > 0 { format!(", with {} warnings", backup.warnings) } else { String::new() },
-    ))
+    );
+    if !backup.is_complete() {
+        let _ = writeln!(text, "PARTIAL: it lacks databases: {}", render::names(backup, "databases_failed"));
+        for message in &summary.warnings {
+            let _ = writeln!(text, "  {}", render::shown(message));
+        }
+    }
+    text
 }
 
 async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: ClusterName) -> Result<()> {
@@ -65,6 +78,17 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
             let words = format!(
                 "database {} of PostgreSQL {} with pg_dump {}, about {}",
                 preview.database,
+                preview.server_version,
+                preview.pg_dump_version,
+                render::bytes(preview.raw_bytes),
+            );
+            (json!(preview), words)
+        }
+        What::Server(options) => {
+            let preview = settings.server_dumper(connection, options).preview().await?;
+            let words = format!(
+                "{} databases of PostgreSQL {} with pg_dump {}, about {}",
+                preview.databases.len(),
                 preview.server_version,
                 preview.pg_dump_version,
                 render::bytes(preview.raw_bytes),
@@ -98,6 +122,6 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
         b(memory.compression),
         b(memory.encryption),
         b(memory.dumper),
-        if what == What::Database { "; pg_dump takes its own" } else { "" },
+        if matches!(what, What::Cluster(_)) { "" } else { "; pg_dump takes its own" },
     ))
 }

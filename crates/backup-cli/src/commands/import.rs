@@ -1,10 +1,12 @@
+use std::process::ExitCode;
+
 use pgark::{BackupBuilder, CancellationToken, Result};
 
 use super::backup::tell;
 use crate::args::{Cli, ImportArgs, apply_jobs};
 use crate::progress;
 
-pub(super) async fn run(cli: &Cli, args: &ImportArgs, cancel: &CancellationToken) -> Result<()> {
+pub(super) async fn run(cli: &Cli, args: &ImportArgs, cancel: &CancellationToken) -> Result<ExitCode> {
     let mut settings = cli.settings()?;
     args.write.apply(&mut settings);
     settings.compress = args.compress.clone().or_else(|| settings.compress.take());

@@ -20,6 +20,10 @@ pub(super) async fn run(cli: &Cli) -> Result<()> {
     for backup in listing.backups.iter().filter(|backup| render::has_damaged_pages(backup)) {
         let _ = writeln!(text, "damaged pages: {} (they failed their checksums when it was made)", backup.id);
     }
+    for backup in listing.backups.iter().filter(|backup| !backup.is_complete()) {
+        let failed = render::names(backup, "databases_failed");
+        let _ = writeln!(text, "partial: {} (it lacks {failed}; latest does not mean it)", backup.id);
+    }
     for id in &listing.unfinished {
         let _ = writeln!(text, "unfinished: {id} (at work, or dead: a later backup sweeps it)");
     }

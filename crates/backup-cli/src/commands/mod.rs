@@ -27,12 +27,12 @@ use crate::progress;
 pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode> {
     match &cli.command {
         Command::Init => init::run(&cli).await?,
-        Command::Backup(args) => backup::run(&cli, args, cancel).await?,
+        Command::Backup(args) => return backup::run(&cli, args, cancel).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
-        Command::Import(args) => import::run(&cli, args, cancel).await?,
+        Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,

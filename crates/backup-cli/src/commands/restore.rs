@@ -27,7 +27,7 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
             None => target,
         };
         let record = find(&repository, &catalog, args.backup.as_deref().unwrap_or("latest")).await?;
-        builder.backup(repository, record).restorer(settings.restorer(target))
+        args.server.restorer(builder.backup(repository, record), &settings, target)
     } else {
         let folder = args.target_dir.as_deref().unwrap_or(Path::new("."));
         let (record, recovery) = plan(cli, args, &settings, &repository, &catalog).await?;
@@ -71,7 +71,13 @@ fn text(args: &RestoreArgs, restored: &Restored, begun: Instant) -> String {
     let text = |name: &str| restored.target.get(name).and_then(|v| v.as_str()).unwrap_or("-").to_owned();
     let place = match &args.target_dir {
         Some(folder) => format!("data directory {}", folder.display()),
-        None => format!("database {}", text("database")),
+        None => match restored.target.get("databases").and_then(Value::as_array) {
+            Some(databases) => {
+                let globals = if restored.target.contains_key("globals") { "globals and " } else { "" };
+                format!("{globals}{} databases", databases.len())
+            }
+            None => format!("database {}", text("database")),
+        },
     };
     let mut said = format!(
         "restored {} into {place} of PostgreSQL {}: {} in {:.1} s\n",

@@ -17,6 +17,21 @@ pub struct LogicalContents {
     /// The part with the globals as SQL, of a backup of a whole server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub globals: Option<u32>,
+    /// The databases of a whole server whose dump failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<DatabaseFailure>,
+}
+
+/// A database that is not in the backup of its server, since its dump failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFailure {
+    /// Its name.
+    pub name: String,
+    /// Why: the error and its causes, one line.
+    pub error: String,
+    /// Parts that were written before it failed. Nothing can be restored from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<u32>,
 }
 
 /// One database.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{Session, quote_identifier, quote_literal};
+use crate::postgres::{ConnInfo, Session, quote_identifier, quote_literal};
 
 /// What `CREATE DATABASE` needs to make a database that sorts and encodes like the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,10 @@ pub struct DatabaseFacts {
     pub locale: Option<String>,
     /// ICU rules (16 and later).
     pub icu_rules: Option<String>,
+    /// Its tablespace, where that is not `pg_default`. Only the restore of a whole server, which has its tablespaces,
+    /// puts it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tablespace: Option<String>,
 }
 
 impl DatabaseFacts {
@@ -34,8 +38,9 @@ impl DatabaseFacts {
             _ => ("datlocale", "daticurules"),
         };
         let sql = format!(
-            "SELECT datname, pg_encoding_to_char(encoding), datlocprovider, datcollate, datctype, {locale}, {rules} \
-             FROM pg_catalog.pg_database WHERE datname = current_database()"
+            "SELECT datname, pg_encoding_to_char(encoding), datlocprovider, datcollate, datctype, {locale}, {rules}, \
+             NULLIF(spcname, 'pg_default') FROM pg_catalog.pg_database \
+             JOIN pg_catalog.pg_tablespace t ON t.oid = dattablespace WHERE datname = current_database()"
         );
         let row = session.rows(&sql).await?.into_iter().next().unwrap_or_default();
         let [
@@ -46,6 +51,7 @@ impl DatabaseFacts {
             Some(ctype),
             locale,
             icu_rules,
+            tablespace,
         ] = &row[..]
         else {
             return Err(Error::internal("pg_database does not know the database of this session"));
@@ -58,6 +64,7 @@ impl DatabaseFacts {
             ctype: ctype.clone(),
             locale: locale.clone(),
             icu_rules: icu_rules.clone(),
+            tablespace: tablespace.clone(),
         })
     }
 
@@ -108,10 +115,24 @@ impl DatabaseFacts {
             sql += " ICU_RULES ";
             sql += &literal(rules);
         }
+        if let Some(tablespace) = &self.tablespace {
+            sql += " TABLESPACE ";
+            sql += &quote_identifier(tablespace);
+        }
         session.rows(&sql).await.map(|_| ()).map_err(|e| {
             let locale = e.to_string().contains("locale");
             let e = e.doing(format!("creating the database {name}"));
             if locale { e.with_hint("generate the locale on the server, or create the database yourself, empty, and restore into it") } else { e }
         })
+    }
+}
+
+/// A session of a database that is there in any case.
+pub(super) async fn maintenance(connection: &ConnInfo) -> Result<Session> {
+    match connection.with_database("postgres").connect().await {
+        Err(e) if matches!(e.kind(), ErrorKind::NoDatabase | ErrorKind::Auth) => {
+            connection.with_database("template1").connect().await.map_err(|_| e)
+        }
+        other => other,
     }
 }

@@ -1,8 +1,8 @@
-//! Logical backups: a database as SQL and rows.
+//! Logical backups: a database as SQL and rows, or all databases of a server with its roles.
 //!
 //! [`Dump`] takes names and definitions from what `pg_dump` writes, and rows by COPY over several sessions that share
-//! one snapshot. [`Load`] gives the definitions to `pg_restore`, and the rows to COPY. [`LogicalContents`] says which
-//! part holds what.
+//! one snapshot. [`Load`] gives the definitions to `pg_restore`, and the rows to COPY. [`ServerDump`] and
+//! [`ServerLoad`] do that for every database of a server. [`LogicalContents`] says which part holds what.
 
 pub mod archive;
 mod contents;
@@ -14,12 +14,14 @@ mod fingerprint;
 mod import;
 mod load;
 mod pieces;
+mod server;
 mod stock;
 mod tar_writer;
 
 pub use archive::Method;
 pub use contents::{
-    Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
+    Chunk, DatabaseContents, DatabaseFailure, ExtensionContents, LargeObjectsContents, LeftOut,
+    LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
 pub use describe::Describe;
@@ -28,6 +30,7 @@ pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
 pub use load::{Load, LoadOptions};
+pub use server::{ServerDump, ServerLoad, ServerPreview};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.
 pub const KIND: &str = "logical";

@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::tar_reader::{Piece, Reader};
 use crate::store::Bytestream;
+use crate::tar_reader::{Piece, Reader};
 
 /// Bytes that are read of a file at a time.
 const READ_BYTES: usize = 256 * 1024;

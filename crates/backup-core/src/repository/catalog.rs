@@ -128,7 +128,7 @@ impl Catalog {
         self.abandoned.iter()
     }
 
-    /// Finds a backup: `latest`, an id, or the beginning of exactly one id.
+    /// Finds a backup: `latest`, an id, or the beginning of exactly one id. The latest is a complete one.
     ///
     /// # Errors
     /// [`BackupNotFound`](ErrorKind::BackupNotFound)
@@ -138,10 +138,16 @@ impl Catalog {
                 .with_hint("pgark list shows the backups that there are")
         };
         if wanted == "latest" {
-            return self
-                .backups()
-                .next_back()
-                .ok_or_else(|| missing(format!("there is no backup of {}", self.cluster)));
+            return self.backups().rfind(|b| b.is_complete()).ok_or_else(|| {
+                match self.backups().next_back() {
+                    None => missing(format!("there is no backup of {}", self.cluster)),
+                    Some(partial) => missing(format!(
+                        "there is no complete backup of {}; the last one, {}, lacks databases",
+                        self.cluster, partial.id
+                    ))
+                    .with_hint("give its id to use what it holds"),
+                }
+            });
         }
         let mut found = self.backups().filter(|b| !wanted.is_empty() && b.id.as_str().starts_with(wanted));
         match (found.next(), found.next()) {

@@ -28,6 +28,7 @@ pub(crate) use keys::{has_key, open_cipher};
 pub use open::{Abilities, FORMAT, Repository};
 pub(crate) use raw_digest::RawHasher;
 pub use raw_digest::{Hash128, RawDigest};
+pub(crate) use record::PARTIAL;
 pub use record::{
     BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents,
     PartRecord, Started, State, Tool,

@@ -171,6 +171,17 @@ pub struct BackupSummary {
     pub other: Map<String, Value>,
 }
 
+/// Fact of a backup that lacks some of what it was to hold.
+pub(crate) const PARTIAL: &str = "partial";
+
+impl BackupSummary {
+    /// Whether it holds all that it was to hold. A backup of a server that lacks a database is kept and can be
+    /// restored, but nothing chooses it that was not told its id, and it does not count where whole backups are kept.
+    pub fn is_complete(&self) -> bool {
+        self.source.get(PARTIAL).and_then(Value::as_bool) != Some(true)
+    }
+}
+
 /// `backup.json`: the record that makes a backup. Not one name of a table or file stands in it, so that
 /// listing, status, retention and verification of stored bytes need no key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -260,7 +260,7 @@ async fn extensions(session: &mut crate::postgres::CopySession) -> Result<Vec<Ex
 }
 
 /// What may stand in the clear of a database and its server.
-pub(super) async fn facts(session: &Session) -> Result<Map<String, Value>> {
+pub(in crate::logical) async fn server_facts(session: &Session) -> Result<Map<String, Value>> {
     let (_, version) = session.server_version().await?;
     let mut facts = Map::new();
     facts.insert("server_version".to_owned(), version.into());
@@ -293,7 +293,7 @@ impl Dumper for Dump {
             () = ctx.cancel.cancelled() => return Err(Error::cancelled()),
             session = self.connection.connect() => session?,
         };
-        let mut facts = facts(&session).await?;
+        let mut facts = server_facts(&session).await?;
         let (database, mut warnings) = self.database(&session, &parts, ctx).await?;
         facts.insert("pg_dump_version".to_owned(), database.pg_dump_version.clone().into());
         if !self.selection.is_everything() {
@@ -308,7 +308,7 @@ impl Dumper for Dump {
         for message in &warnings {
             ctx.observer.event(&Event::Warning { message: message.clone() });
         }
-        let contents = LogicalContents { databases: vec![database], globals: None };
+        let contents = LogicalContents { databases: vec![database], ..LogicalContents::default() };
         Ok(Dumped { facts, contents: contents.to_contents()?, warnings, ..Dumped::default() })
     }
 }

@@ -14,6 +14,7 @@ pub(super) fn database(toc: &Toc) -> (DatabaseFacts, bool) {
         ctype: "C".to_owned(),
         locale: None,
         icu_rules: None,
+        tablespace: None,
     };
     let Some(create) = toc.entries.iter().find(|entry| entry.kind == "DATABASE") else {
         return (facts, false);

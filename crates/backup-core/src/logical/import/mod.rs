@@ -122,7 +122,8 @@ fn archive(path: &Path, format: Format, target: &Target) -> Result<Dumped> {
         extensions,
         left_out: Vec::new(),
     };
-    dumped.contents = LogicalContents { databases: vec![database], globals: None }.to_contents()?;
+    dumped.contents =
+        LogicalContents { databases: vec![database], ..LogicalContents::default() }.to_contents()?;
     Ok(dumped)
 }
 

@@ -155,6 +155,7 @@ pub(super) fn import(path: &Path, method: Method, target: &Target) -> Result<Dum
         ctype: "C".to_owned(),
         locale: None,
         icu_rules: None,
+        tablespace: None,
     };
     Ok(Dumped {
         facts: plain_facts(&facts.name, &head.server, &head.dump),

@@ -16,6 +16,7 @@ use futures::StreamExt;
 use serde_json::{Map, Value};
 
 pub use options::LoadOptions;
+pub(super) use target::exists;
 
 use self::definitions::Definitions;
 use self::plan::{Plan, Task};
@@ -41,12 +42,19 @@ pub struct Load {
     tools: Tools,
     options: LoadOptions,
     database: Option<String>,
+    keep_tablespace: bool,
 }
 
 impl Load {
     /// Restores into the database that `connection` names.
     pub fn into(connection: ConnInfo) -> Self {
-        Self { connection, tools: Tools::installed(), options: LoadOptions::default(), database: None }
+        Self {
+            connection,
+            tools: Tools::installed(),
+            options: LoadOptions::default(),
+            database: None,
+            keep_tablespace: false,
+        }
     }
 
     /// Where `pg_restore` is looked for.
@@ -70,17 +78,27 @@ impl Load {
         self
     }
 
+    /// A database that the restore makes gets its own tablespace.
+    pub(super) fn keep_tablespace(mut self) -> Self {
+        self.keep_tablespace = true;
+        self
+    }
+
     /// The database of the backup that is restored.
     fn choose<'a>(&self, contents: &'a LogicalContents) -> Result<&'a DatabaseContents> {
         let names =
             || contents.databases.iter().map(|d| d.facts.name.as_str()).collect::<Vec<_>>().join(", ");
         match (&self.database, &contents.databases[..]) {
             (None, [one]) => Ok(one),
-            (None, _) => Err(Error::new(ErrorKind::Usage, "the backup holds several databases")
-                .with_hint(format!("say which one: {}", names()))),
+            (None, _) => Err(Error::new(ErrorKind::Usage, "the backup holds several databases").with_hint(
+                format!("say which one with --database, or restore --all-databases: {}", names()),
+            )),
             (Some(name), _) => contents.database(name).ok_or_else(|| {
-                Error::new(ErrorKind::NoDatabase, format!("the backup does not hold the database {name}"))
-                    .with_hint(format!("it holds: {}", names()))
+                let why = contents.failed.iter().find(|failed| failed.name == *name);
+                let why =
+                    why.map(|failed| format!(": its dump failed: {}", failed.error)).unwrap_or_default();
+                let message = format!("the backup does not hold the database {name}{why}");
+                Error::new(ErrorKind::NoDatabase, message).with_hint(format!("it holds: {}", names()))
             }),
         }
     }
@@ -214,10 +232,13 @@ impl Restorer for Load {
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
         let contents = LogicalContents::from_contents(parts.contents())?;
         let database = contents.as_ref().map(|contents| self.choose(contents)).transpose()?;
-        let facts = match database {
+        let mut facts = match database {
             Some(database) => database.facts.clone(),
             None => DatabaseFacts::from_contents(parts.contents())?,
         };
+        if !self.keep_tablespace {
+            facts.tablespace = None;
+        }
         let target = Target::make(&self.connection, &facts).await?;
         let done = match database {
             Some(database) => self.load(&parts, database, &target, ctx).await,

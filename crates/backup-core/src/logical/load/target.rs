@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::logical::DatabaseFacts;
+use crate::logical::database::maintenance;
 use crate::postgres::{ConnInfo, Session, quote_identifier, quote_literal};
 
 /// A database that exists for the restore.
@@ -55,18 +56,8 @@ impl Target {
     }
 }
 
-/// A session of a database that is there in any case.
-async fn maintenance(connection: &ConnInfo) -> Result<Session> {
-    match connection.with_database("postgres").connect().await {
-        Err(e) if matches!(e.kind(), ErrorKind::NoDatabase | ErrorKind::Auth) => {
-            connection.with_database("template1").connect().await.map_err(|_| e)
-        }
-        other => other,
-    }
-}
-
 /// True where the database is there and empty; an error where something is in it.
-async fn exists(connection: &ConnInfo, maintenance: &Session) -> Result<bool> {
+pub(in crate::logical) async fn exists(connection: &ConnInfo, maintenance: &Session) -> Result<bool> {
     let name = connection.database();
     let sql = format!("SELECT 1 FROM pg_catalog.pg_database WHERE datname = {}", quote_literal(name));
     if maintenance.value(&sql).await?.is_none() {
