@@ -15,6 +15,7 @@ pub mod chain;
 pub mod containers;
 pub mod counting;
 pub mod dice;
+pub mod logical;
 pub mod physical;
 
 use std::path::Path;

@@ -11,6 +11,7 @@ mod work;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 
 pub use selection::Selection;
 
+use self::plan::Sizes;
 use self::snapshot::{Locked, Snapshot};
 use self::work::Work;
 use self::worker::{Locks, Worker};
@@ -40,12 +42,18 @@ pub struct Dump {
     connection: ConnInfo,
     tools: Tools,
     selection: Selection,
+    sizes: Sizes,
 }
 
 impl Dump {
     /// Dumps the database that `connection` names.
     pub fn new(connection: ConnInfo) -> Self {
-        Self { connection, tools: Tools::installed(), selection: Selection::default() }
+        Self {
+            connection,
+            tools: Tools::installed(),
+            selection: Selection::default(),
+            sizes: Sizes::default(),
+        }
     }
 
     /// Where `pg_dump` is looked for.
@@ -59,6 +67,14 @@ impl Dump {
     #[must_use]
     pub fn selection(mut self, selection: Selection) -> Self {
         self.selection = selection;
+        self
+    }
+
+    /// Reads tables in ranges of this size: small, so that tests see many of a small table.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn range_bytes(mut self, bytes: u64) -> Self {
+        self.sizes = Sizes::of(bytes);
         self
     }
 
@@ -110,12 +126,13 @@ impl Dump {
         let raw_bytes = tables.iter().map(|table| table.bytes).sum::<u64>() + blob_bytes;
         ctx.observer.event(&Event::Expected { raw_bytes });
 
+        step(ctx, "copying");
         let spec = PartSpec { kind: TOC.to_owned(), name: format!("{}.toc", facts.name) };
         let mut part = parts.open(spec).await?;
         worker::write(&mut *part, &toc.to_bytes()).await?;
         let toc_part = part.finish().await?;
 
-        let tasks = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs);
+        let tasks = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs, self.sizes);
         let work = Arc::new(Work::new(tables, tasks));
         let mut workers = Vec::new();
         for _ in 0..ctx.jobs {
@@ -179,20 +196,31 @@ impl Dump {
     /// A snapshot, the table of contents that belongs to it, and every table locked as the snapshot sees it.
     async fn freeze(&self, session: &Session, major: u32, tool: &Tool, ctx: &Ctx) -> Result<Frozen> {
         let mut why = String::new();
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let mut snapshot = Snapshot::take(session, major).await?;
+            step(ctx, "reading the definitions");
             let read = toc::read(tool, session.info(), &snapshot.name, &self.selection, ctx).await;
             let (toc, warnings) = match read {
                 Err(error) if is_race(&error) => {
                     why = error.to_string();
                     continue;
                 }
+                Err(error) if error.causes().join(" ").contains("max_locks_per_transaction") => {
+                    return Err(too_many(error));
+                }
                 read => read?,
             };
             let encoding = toc.encoding().ok_or_else(|| Error::internal("pg_dump named no encoding"))?;
+            step(ctx, "locking the tables");
             match snapshot.lock(&toc, &encoding, session).await? {
                 Locked::Yes(tables) => return Ok(Frozen { snapshot, toc, encoding, tables, warnings }),
                 Locked::Changed(what) => why = what,
+                Locked::TooMany(error) if attempt == ATTEMPTS => return Err(too_many(error)),
+                Locked::TooMany(error) => {
+                    // The session of pg_dump, which has as many, may not have ended yet.
+                    why = error.to_string();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
         }
         Err(Error::new(ErrorKind::Conflict, format!("the database kept changing: {why}")).with_hint(
@@ -207,6 +235,18 @@ struct Frozen {
     encoding: String,
     tables: Vec<tables::Table>,
     warnings: Vec<String>,
+}
+
+/// Every table is locked, as `pg_dump` does.
+fn too_many(error: Error) -> Error {
+    error.doing("locking the tables").with_hint(
+        "the server has no room for a lock on each table: raise max_locks_per_transaction, which takes a restart, until \
+         max_locks_per_transaction * (max_connections + max_prepared_transactions) exceeds the number of tables twofold",
+    )
+}
+
+fn step(ctx: &Ctx, what: &str) {
+    ctx.observer.event(&Event::Step { what: what.to_owned() });
 }
 
 /// Whether `pg_dump` failed because something changed since the snapshot.
