@@ -64,6 +64,15 @@ pub async fn recovered(server: &TempServer) {
     }
 }
 
+/// Waits until something holds.
+pub async fn until(holds: impl Fn() -> bool, what: &str) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed().as_secs() < 60, "waited for a minute: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 /// A schema with a bit of everything, and `rows` rows in its largest table.
 pub fn sample(rows: u32) -> String {
     format!(
