@@ -73,6 +73,15 @@ pub async fn until(holds: impl Fn() -> bool, what: &str) {
     }
 }
 
+/// Waits until a query has this answer.
+pub async fn until_sql(server: &TempServer, query: &str, answer: &str) {
+    let begun = std::time::Instant::now();
+    while sql(server, "postgres", query).await != [[Some(answer.to_owned())]] {
+        assert!(begun.elapsed().as_secs() < 60, "waited for a minute: {query}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 /// A schema with a bit of everything, and `rows` rows in its largest table.
 pub fn sample(rows: u32) -> String {
     format!(

@@ -117,6 +117,12 @@ impl CopySession {
         std::mem::take(&mut self.wire.warnings)
     }
 
+    /// Ends the session with a word: a server logs those that just go.
+    pub async fn close(mut self) {
+        // It may have ended already.
+        let _ = self.wire.send_terminate().await;
+    }
+
     async fn conclude(&mut self) -> Result<u64> {
         let mut copied = 0;
         loop {

@@ -194,6 +194,11 @@ impl Wire {
         self.flush().await
     }
 
+    pub(crate) async fn send_terminate(&mut self) -> Result<()> {
+        frontend::terminate(&mut self.outgoing);
+        self.flush().await
+    }
+
     async fn flush(&mut self) -> Result<()> {
         let sent = async {
             self.socket.write_all_buf(&mut self.outgoing).await?;

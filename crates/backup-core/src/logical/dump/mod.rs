@@ -16,6 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::task::JoinSet;
 
 pub use selection::Selection;
 
@@ -141,21 +142,9 @@ impl Dump {
             snapshot::set_encoding(&mut own, &encoding).await?;
             workers.push(Worker::new(own, Locks::OwnEach, Arc::clone(&work), Arc::clone(parts)));
         }
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.run())));
-        let copied = async {
-            while let Some(done) = tasks.join_next().await {
-                done.unwrap_or_else(|e| Err(Error::internal("a session of the dump failed").caused_by(e)))?;
-            }
-            Ok(())
-        };
-        let copied = tokio::select! {
-            biased;
-            () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-            copied = copied => copied,
-        };
-        tasks.shutdown().await;
-        copied?;
+        all(tasks, ctx).await?;
         self.rest(snapshot, &encoding, &work, parts, ctx).await?;
         let (tables, large_objects) = work.take();
         let contents = DatabaseContents {
@@ -227,6 +216,32 @@ impl Dump {
             "make the backup when no migration is running; a dump may not run at the same time as DDL",
         ))
     }
+}
+
+/// Waits for the sessions. The first error ends the others, and is the one that is told: a session that fails drops
+/// its part, which cancels the run, and that must not hide why.
+async fn all(mut tasks: JoinSet<Result<()>>, ctx: &Ctx) -> Result<()> {
+    let done = async {
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap_or_else(|e| Err(Error::internal("a session of the dump failed").caused_by(e)))?;
+        }
+        Ok(())
+    };
+    let mut done = tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
+        done = done => done,
+    };
+    tasks.abort_all();
+    while let Some(other) = tasks.join_next().await {
+        if let (Err(first), Ok(Err(error))) = (&done, other)
+            && first.kind() == ErrorKind::Cancelled
+            && error.kind() != ErrorKind::Cancelled
+        {
+            done = Err(error);
+        }
+    }
+    done
 }
 
 struct Frozen {

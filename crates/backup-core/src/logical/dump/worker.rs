@@ -66,6 +66,7 @@ impl Worker {
         while let Some(task) = self.work.next(self.locks) {
             self.task(task).await?;
         }
+        self.session.close().await;
         Ok(())
     }
 

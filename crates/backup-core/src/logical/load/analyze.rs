@@ -51,7 +51,7 @@ async fn of_tables(mut session: CopySession, names: Arc<Names>) -> Result<Vec<St
     let mut words = Vec::new();
     loop {
         let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(name) = name else { return Ok(words) };
+        let Some(name) = name else { break };
         match session.rows([b"ANALYZE ".as_slice(), &name].concat()).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Database => {
@@ -60,6 +60,8 @@ async fn of_tables(mut session: CopySession, names: Arc<Names>) -> Result<Vec<St
             Err(error) => return Err(error),
         }
     }
+    session.close().await;
+    Ok(words)
 }
 
 fn unhex(digits: &str) -> Option<Vec<u8>> {

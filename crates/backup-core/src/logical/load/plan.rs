@@ -49,6 +49,8 @@ impl Plan {
         let kinds: HashMap<u32, String> = source.parts().into_iter().map(|p| (p.part, p.spec.kind)).collect();
         let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
         let all: u64 = database.tables.iter().map(|table| table.bytes).sum();
+        // One session can freeze what it loads, several cannot: so a table is shared only where the others would have
+        // too little to do beside it.
         let mut plan = Self { tables: HashMap::new(), first: Vec::new(), then: VecDeque::new() };
         let (mut packs, mut weighed) = (BTreeMap::<u32, u64>::new(), Vec::new());
         for table in &database.tables {
@@ -84,7 +86,7 @@ impl Plan {
                 for chunk in &table.chunks {
                     *packs.entry(chunk.part).or_default() += chunk.bytes;
                 }
-            } else if table.bytes > all / jobs as u64 && table.chunks.len() > 1 {
+            } else if table.bytes / 3 > all / jobs as u64 / 2 && table.chunks.len() > 1 {
                 for chunk in &table.chunks {
                     let task = Task::Chunks { table: table.entry, chunks: vec![chunk.clone()], alone: false };
                     weighed.push((chunk.bytes, task));

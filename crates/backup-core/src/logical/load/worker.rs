@@ -37,9 +37,11 @@ impl Worker {
     pub(super) async fn run(mut self) -> Result<()> {
         loop {
             let task = self.work.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(task) = task else { return Ok(()) };
+            let Some(task) = task else { break };
             self.task(task).await?;
         }
+        self.session.close().await;
+        Ok(())
     }
 
     pub(super) async fn task(&mut self, task: Task) -> Result<()> {
