@@ -171,8 +171,7 @@ impl Dump {
         ctx: &Ctx,
     ) -> Result<()> {
         let Snapshot { session: mut own, .. } = snapshot;
-        snapshot::set_encoding(&mut own, encoding).await?;
-        let held = own.value("SELECT 1").await;
+        let held = snapshot::set_encoding(&mut own, encoding).await;
         held.map_err(|e| e.doing("the session that held the tables' locks was lost; the backup is no good"))?;
         let rest = Worker::new(own, Locks::Held, Arc::clone(work), Arc::clone(parts)).run();
         tokio::select! {
