@@ -193,6 +193,14 @@ impl Dump {
                     why = error.to_string();
                     continue;
                 }
+                // pg_dump waits for locks by this timeout.
+                Err(error) if error.causes().join(" ").contains("statement timeout") => {
+                    let who = snapshot::waiting(session).await;
+                    let message = format!("a table cannot be locked: {error}{who}");
+                    return Err(Error::new(ErrorKind::Conflict, message).caused_by(error).with_hint(
+                        "make the backup when no migration is running, or end the session that has the table",
+                    ));
+                }
                 Err(error) if error.causes().join(" ").contains("max_locks_per_transaction") => {
                     return Err(too_many(error));
                 }

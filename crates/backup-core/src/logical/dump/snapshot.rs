@@ -69,6 +69,9 @@ impl Snapshot {
     /// a rewriting ALTER TABLE, or dropping and making anew, are not hidden by a snapshot: the table would come out
     /// empty, and no error would say so.
     pub(super) async fn lock(&mut self, toc: &Toc, encoding: &str, other: &Session) -> Result<Locked> {
+        // Names without an encoding cannot be had as UTF-8.
+        let readable = if encoding == "SQL_ASCII" { encoding } else { "UTF8" };
+        set_encoding(&mut self.session, readable).await?;
         let mut tables = self.tables(toc).await?;
         if encoding != "UTF8"
             && let Some(table) = tables.iter().find(|t| t.condition.as_ref().is_some_and(|c| !c.is_ascii()))
@@ -99,7 +102,7 @@ impl Snapshot {
                 return Ok(Locked::Changed(format!("tables cannot be locked: {error}{who}")));
             }
         }
-        set_encoding(&mut self.session, "UTF8").await?;
+        set_encoding(&mut self.session, readable).await?;
         // From now on locks are waited for: who has one on an index does not wait for ours.
         self.session.rows("SET lock_timeout = 0").await?;
         let changed = match self.first_changed(&tables).await? {

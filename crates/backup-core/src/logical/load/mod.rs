@@ -33,7 +33,7 @@ use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_literal};
 /// Settings of every session that loads rows; those of the text that a dump holds.
 const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC'; \
      SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET row_security = off; \
-     SET xmloption = content; SET standard_conforming_strings = on; SET synchronous_commit = off; \
+     SET xmloption = content; SET array_nulls = on; SET standard_conforming_strings = on; SET synchronous_commit = off; \
      SET idle_session_timeout = 0";
 
 /// Restores a database into a new database, or into one that is there and empty.
