@@ -349,9 +349,9 @@ async fn an_index_that_is_rebuilt_is_waited_for() {
     }
 }
 
-/// Who holds a table alone from before the backup to its end: an error that names the session.
+/// Somebody has a table alone when it is to be locked: the backup begins again, and waits.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_never_free_is_an_error_that_says_who_has_it() {
+async fn a_table_that_somebody_has_is_waited_for() {
     let server = server();
     tables(&server, "locked").await;
     let url = server.url("locked");
