@@ -10,7 +10,7 @@ use testcontainers_modules::testcontainers::runners::AsyncRunner;
 use testcontainers_modules::testcontainers::{ContainerAsync, ImageExt};
 
 pub struct PgContainer {
-    _container: ContainerAsync<Postgres>,
+    container: ContainerAsync<Postgres>,
     pub major: u32,
     host: String,
     port: u16,
@@ -27,12 +27,22 @@ pub async fn start(major: u32) -> PgContainer {
         .unwrap_or_else(|e| panic!("tests need a Docker engine with the image postgres:{major}: {e}"));
     let host = container.get_host().await.unwrap().to_string();
     let port = container.get_host_port_ipv4(5432.tcp()).await.unwrap();
-    PgContainer { _container: container, major, host, port }
+    PgContainer { container, major, host, port }
 }
 
 impl PgContainer {
     pub fn url(&self, database: &str) -> String {
         format!("postgresql://postgres:s3cret@{}:{}/{database}", self.host, self.port)
+    }
+
+    /// Runs a script in it as root.
+    pub fn script(&self, script: &str) {
+        let mut command = Command::new("docker");
+        let output = command
+            .args(["exec", "--user", "root", self.container.id(), "sh", "-ec", script])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The image lets replication in from its own host alone; this lets it in from everywhere.

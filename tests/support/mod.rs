@@ -15,6 +15,7 @@ pub mod chain;
 pub mod containers;
 pub mod counting;
 pub mod dice;
+pub mod dumps;
 pub mod logical;
 pub mod physical;
 
@@ -61,6 +62,24 @@ pub async fn recovered(server: &TempServer) {
     while sql(server, "postgres", "SELECT pg_is_in_recovery()").await != [[Some("f".to_owned())]] {
         assert!(begun.elapsed().as_secs() < 60, "the recovery does not end");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until something holds.
+pub async fn until(holds: impl Fn() -> bool, what: &str) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed().as_secs() < 60, "waited for a minute: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until a query has this answer.
+pub async fn until_sql(server: &TempServer, query: &str, answer: &str) {
+    let begun = std::time::Instant::now();
+    while sql(server, "postgres", query).await != [[Some(answer.to_owned())]] {
+        assert!(begun.elapsed().as_secs() < 60, "waited for a minute: {query}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
 

@@ -84,16 +84,27 @@ fn assert_no_backup(repo: &str) {
     assert_eq!(list["backups"], serde_json::json!([]), "{list}");
 }
 
-/// The `pg_dump` that a pgark started.
+/// The `pg_dump` that a pgark started, once it has.
 fn child_of(parent: u32) -> Pid {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_mins(1) {
+        if let Some(pid) = found_child_of(parent) {
+            return pid;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("pgark {parent} has no pg_dump");
+}
+
+fn found_child_of(parent: u32) -> Option<Pid> {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let Some((head, tail)) = stat.rsplit_once(") ") else { continue };
         if tail.split_whitespace().nth(1) == Some(&parent.to_string()) && head.contains("pg_dump") {
-            return Pid::from_raw(head.split_whitespace().next().unwrap().parse().unwrap()).unwrap();
+            return Pid::from_raw(head.split_whitespace().next().unwrap().parse().unwrap());
         }
     }
-    panic!("pgark {parent} has no pg_dump");
+    None
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,8 +113,11 @@ async fn a_killed_pg_dump_is_a_failed_backup() {
     large(&server).await;
     let folder = tempfile::tempdir().unwrap();
     let repo = folder.path().join("repo");
-    let mut child = start(&server, repo.to_str().unwrap());
-    until_in_the_middle(&mut child, &repo);
+    // It waits for a lock.
+    let holder = server.conninfo("postgres").unwrap().connect().await.unwrap();
+    holder.rows("BEGIN; LOCK TABLE t").await.unwrap();
+    let child = start(&server, repo.to_str().unwrap());
+    support::until_sql(&server, "SELECT count(*) FROM pg_locks WHERE NOT granted", "1").await;
     kill_process(child_of(child.id()), Signal::KILL).unwrap();
     let output = finish(child);
     let words = String::from_utf8_lossy(&output.stderr).into_owned();

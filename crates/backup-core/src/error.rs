@@ -106,6 +106,7 @@ struct Inner {
     message: String,
     doing: Option<String>,
     hint: Option<String>,
+    sqlstate: Option<String>,
     retryable: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -115,7 +116,15 @@ impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let retryable = kind == ErrorKind::StoreUnavailable;
         let message = message.into();
-        Self(Box::new(Inner { kind, message, doing: None, hint: None, retryable, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message,
+            doing: None,
+            hint: None,
+            sqlstate: None,
+            retryable,
+            source: None,
+        }))
     }
 
     /// Says what to do about it.
@@ -147,6 +156,18 @@ impl Error {
     pub fn retryable_if(mut self, retryable: bool) -> Self {
         self.0.retryable = retryable;
         self
+    }
+
+    /// Keeps the server's code.
+    #[must_use]
+    pub(crate) fn with_sqlstate(mut self, code: &str) -> Self {
+        self.0.sqlstate = Some(code.to_owned());
+        self
+    }
+
+    /// The server's code of what it refused, `55P03`; unlike its words it is the same in every language.
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.0.sqlstate.as_deref()
     }
 
     /// What kind of failure it was.

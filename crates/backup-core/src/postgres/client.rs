@@ -552,7 +552,9 @@ pub(super) fn server_error(words: &ServerWords) -> Error {
     let kind = if code == SqlState::DISK_FULL { ErrorKind::DiskFull } else { ErrorKind::Database };
     // A slot is in use until the server has noticed that who used it is gone.
     let passes = code == SqlState::OBJECT_IN_USE;
-    let new = Error::new(kind, format!("the server says: {}", words.message)).retryable_if(passes);
+    let new = Error::new(kind, format!("the server says: {}", words.message))
+        .retryable_if(passes)
+        .with_sqlstate(&words.code);
     match &words.hint {
         Some(hint) => new.with_hint(hint),
         None if code == SqlState::INSUFFICIENT_PRIVILEGE => {

@@ -1,6 +1,6 @@
 //! Large objects, read from `pg_largeobject`: the functions for them would ask for more rights.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 
 use super::super::contents::LargeObjectsContents;
 use super::super::{LARGE_OBJECTS, tar_writer};
@@ -10,6 +10,8 @@ use crate::postgres::CopySession;
 
 /// Large objects whose sizes are asked for at once.
 const AT_ONCE: usize = 1000;
+/// Bytes are given to a part in pieces of about this size.
+const PIECE_BYTES: usize = 1024 * 1024;
 /// The head of a binary copy: signature, flags, length of an extension (PostgreSQL documentation, "COPY").
 const BINARY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
@@ -107,20 +109,25 @@ async fn copy_some(
             })
             .await?;
         for row in rows.drain(..) {
-            members.row(&row)?;
+            let Some(row) = Page::parse(&row)? else { continue };
+            let mut hole = members.at(&row)?;
+            while hole > 0 {
+                // Holes may be far larger than memory.
+                hole -= members.zeros(hole);
+                members.give(part, PIECE_BYTES).await?;
+            }
+            members.data(row.data);
         }
         if !more {
             break;
         }
-        if members.out.len() >= 1024 * 1024 {
-            part.write(members.out.split().freeze()).await?;
-        }
+        members.give(part, PIECE_BYTES).await?;
     }
     session.copied_out().await?;
-    while let Some(chunk) = members.finish() {
-        part.write(chunk).await?;
+    while members.end_some()? {
+        members.give(part, PIECE_BYTES).await?;
     }
-    Ok(())
+    members.give(part, 1).await
 }
 
 /// Turns pages into members of a tar archive; pages that are missing are zeros.
@@ -137,37 +144,32 @@ impl<'a> Members<'a> {
         Self { objects, page, written: None, out: BytesMut::new() }
     }
 
-    /// One message of a binary copy.
-    fn row(&mut self, mut row: &[u8]) -> Result<()> {
-        if let Some(rest) = row.strip_prefix(BINARY_HEAD) {
-            row = rest;
+    /// Goes to the member of a page; how many bytes are missing before it.
+    fn at(&mut self, page: &Page<'_>) -> Result<u64> {
+        while self.objects.first().is_some_and(|(first, _)| *first < page.oid) {
+            self.end_member()?;
         }
-        let Some(fields) = row.try_get_i16().ok().filter(|fields| *fields == 3) else { return Ok(()) };
-        debug_assert_eq!(fields, 3);
-        let oid = field(&mut row)?.try_get_u32().map_err(|_| garbled())?;
-        let number = field(&mut row)?.try_get_u32().map_err(|_| garbled())?;
-        let data = field(&mut row)?;
-        while self.objects.first().is_some_and(|(first, _)| *first < oid) {
-            self.end_member();
-        }
-        if self.objects.first().is_none_or(|(first, _)| *first != oid) {
+        if self.objects.first().is_none_or(|(first, _)| *first != page.oid) {
             return Err(garbled());
         }
         let written = self.begin_member();
-        let begin = u64::from(number) * self.page;
-        let gap = begin.checked_sub(written).ok_or_else(garbled)?;
-        self.zeros(gap);
-        self.out.extend_from_slice(data);
-        self.written = Some(begin + data.len() as u64);
-        Ok(())
+        (u64::from(page.number) * self.page).checked_sub(written).ok_or_else(garbled)
     }
 
-    /// Ends the members that are left, a megabyte at a time.
-    fn finish(&mut self) -> Option<Bytes> {
-        while !self.objects.is_empty() && self.out.len() < 1024 * 1024 {
-            self.end_member();
+    /// Ends some of the members that are left. True while there are more.
+    fn end_some(&mut self) -> Result<bool> {
+        while !self.objects.is_empty() && self.out.len() < PIECE_BYTES {
+            self.end_member()?;
         }
-        (!self.out.is_empty()).then(|| self.out.split().freeze())
+        Ok(!self.objects.is_empty())
+    }
+
+    /// Gives a part what is collected, once it is so much.
+    async fn give(&mut self, part: &mut dyn PartWriter, least: usize) -> Result<()> {
+        if self.out.len() < least {
+            return Ok(());
+        }
+        part.write(self.out.split().freeze()).await
     }
 
     fn begin_member(&mut self) -> u64 {
@@ -178,18 +180,54 @@ impl<'a> Members<'a> {
         self.written.unwrap_or_default()
     }
 
-    fn end_member(&mut self) {
-        self.begin_member();
+    fn end_member(&mut self) -> Result<()> {
+        let written = self.begin_member();
         if let Some((_, size)) = self.objects.first() {
+            if written != *size {
+                return Err(garbled());
+            }
             self.out.extend_from_slice(&tar_writer::filling(*size));
         }
         self.objects = self.objects.get(1..).unwrap_or_default();
         self.written = None;
+        Ok(())
     }
 
-    fn zeros(&mut self, count: u64) {
-        let length = self.out.len() + usize::try_from(count).unwrap_or(usize::MAX);
-        self.out.resize(length, 0);
+    /// Adds at most a megabyte of zeros; how many.
+    fn zeros(&mut self, count: u64) -> u64 {
+        let some = usize::try_from(count).unwrap_or(usize::MAX).min(PIECE_BYTES);
+        self.out.resize(self.out.len() + some, 0);
+        self.written = self.written.map(|written| written + some as u64);
+        some as u64
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.out.extend_from_slice(data);
+        self.written = self.written.map(|written| written + data.len() as u64);
+    }
+}
+
+/// A row of `pg_largeobject`.
+struct Page<'a> {
+    oid: u32,
+    number: u32,
+    data: &'a [u8],
+}
+
+impl<'a> Page<'a> {
+    /// One message of a binary copy; nothing for its end.
+    fn parse(mut row: &'a [u8]) -> Result<Option<Self>> {
+        if let Some(rest) = row.strip_prefix(BINARY_HEAD) {
+            row = rest;
+        }
+        match row.try_get_i16() {
+            Ok(3) => {}
+            Ok(-1) => return Ok(None),
+            _ => return Err(garbled()),
+        }
+        let oid = field(&mut row)?.try_get_u32().map_err(|_| garbled())?;
+        let number = field(&mut row)?.try_get_u32().map_err(|_| garbled())?;
+        Ok(Some(Self { oid, number, data: field(&mut row)? }))
     }
 }
 

@@ -11,13 +11,16 @@ mod work;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::task::JoinSet;
 
 pub use selection::Selection;
 
+use self::plan::Sizes;
 use self::snapshot::{Locked, Snapshot};
 use self::work::Work;
 use self::worker::{Locks, Worker};
@@ -40,12 +43,18 @@ pub struct Dump {
     connection: ConnInfo,
     tools: Tools,
     selection: Selection,
+    sizes: Sizes,
 }
 
 impl Dump {
     /// Dumps the database that `connection` names.
     pub fn new(connection: ConnInfo) -> Self {
-        Self { connection, tools: Tools::installed(), selection: Selection::default() }
+        Self {
+            connection,
+            tools: Tools::installed(),
+            selection: Selection::default(),
+            sizes: Sizes::default(),
+        }
     }
 
     /// Where `pg_dump` is looked for.
@@ -59,6 +68,14 @@ impl Dump {
     #[must_use]
     pub fn selection(mut self, selection: Selection) -> Self {
         self.selection = selection;
+        self
+    }
+
+    /// Reads tables in ranges of this size: small, so that tests see many of a small table.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn range_bytes(mut self, bytes: u64) -> Self {
+        self.sizes = Sizes::of(bytes);
         self
     }
 
@@ -110,12 +127,13 @@ impl Dump {
         let raw_bytes = tables.iter().map(|table| table.bytes).sum::<u64>() + blob_bytes;
         ctx.observer.event(&Event::Expected { raw_bytes });
 
+        step(ctx, "copying");
         let spec = PartSpec { kind: TOC.to_owned(), name: format!("{}.toc", facts.name) };
         let mut part = parts.open(spec).await?;
         worker::write(&mut *part, &toc.to_bytes()).await?;
         let toc_part = part.finish().await?;
 
-        let tasks = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs);
+        let tasks = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs, self.sizes);
         let work = Arc::new(Work::new(tables, tasks));
         let mut workers = Vec::new();
         for _ in 0..ctx.jobs {
@@ -124,21 +142,9 @@ impl Dump {
             snapshot::set_encoding(&mut own, &encoding).await?;
             workers.push(Worker::new(own, Locks::OwnEach, Arc::clone(&work), Arc::clone(parts)));
         }
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.run())));
-        let copied = async {
-            while let Some(done) = tasks.join_next().await {
-                done.unwrap_or_else(|e| Err(Error::internal("a session of the dump failed").caused_by(e)))?;
-            }
-            Ok(())
-        };
-        let copied = tokio::select! {
-            biased;
-            () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-            copied = copied => copied,
-        };
-        tasks.shutdown().await;
-        copied?;
+        all(tasks, ctx).await?;
         self.rest(snapshot, &encoding, &work, parts, ctx).await?;
         let (tables, large_objects) = work.take();
         let contents = DatabaseContents {
@@ -165,8 +171,7 @@ impl Dump {
         ctx: &Ctx,
     ) -> Result<()> {
         let Snapshot { session: mut own, .. } = snapshot;
-        snapshot::set_encoding(&mut own, encoding).await?;
-        let held = own.value("SELECT 1").await;
+        let held = snapshot::set_encoding(&mut own, encoding).await;
         held.map_err(|e| e.doing("the session that held the tables' locks was lost; the backup is no good"))?;
         let rest = Worker::new(own, Locks::Held, Arc::clone(work), Arc::clone(parts)).run();
         tokio::select! {
@@ -179,20 +184,39 @@ impl Dump {
     /// A snapshot, the table of contents that belongs to it, and every table locked as the snapshot sees it.
     async fn freeze(&self, session: &Session, major: u32, tool: &Tool, ctx: &Ctx) -> Result<Frozen> {
         let mut why = String::new();
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let mut snapshot = Snapshot::take(session, major).await?;
+            step(ctx, "reading the definitions");
             let read = toc::read(tool, session.info(), &snapshot.name, &self.selection, ctx).await;
             let (toc, warnings) = match read {
                 Err(error) if is_race(&error) => {
                     why = error.to_string();
                     continue;
                 }
+                // pg_dump waits for locks by this timeout.
+                Err(error) if error.causes().join(" ").contains("statement timeout") => {
+                    let who = snapshot::waiting(session).await;
+                    let message = format!("a table cannot be locked: {error}{who}");
+                    return Err(Error::new(ErrorKind::Conflict, message).caused_by(error).with_hint(
+                        "make the backup when no migration is running, or end the session that has the table",
+                    ));
+                }
+                Err(error) if error.causes().join(" ").contains("max_locks_per_transaction") => {
+                    return Err(too_many(error));
+                }
                 read => read?,
             };
             let encoding = toc.encoding().ok_or_else(|| Error::internal("pg_dump named no encoding"))?;
+            step(ctx, "locking the tables");
             match snapshot.lock(&toc, &encoding, session).await? {
                 Locked::Yes(tables) => return Ok(Frozen { snapshot, toc, encoding, tables, warnings }),
                 Locked::Changed(what) => why = what,
+                Locked::TooMany(error) if attempt == ATTEMPTS => return Err(too_many(error)),
+                Locked::TooMany(error) => {
+                    // The session of pg_dump, which has as many, may not have ended yet.
+                    why = error.to_string();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
         }
         Err(Error::new(ErrorKind::Conflict, format!("the database kept changing: {why}")).with_hint(
@@ -201,12 +225,50 @@ impl Dump {
     }
 }
 
+/// Waits for the sessions. The first error ends the others, and is the one that is told: a session that fails drops
+/// its part, which cancels the run, and that must not hide why.
+async fn all(mut tasks: JoinSet<Result<()>>, ctx: &Ctx) -> Result<()> {
+    let done = async {
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap_or_else(|e| Err(Error::internal("a session of the dump failed").caused_by(e)))?;
+        }
+        Ok(())
+    };
+    let mut done = tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
+        done = done => done,
+    };
+    tasks.abort_all();
+    while let Some(other) = tasks.join_next().await {
+        if let (Err(first), Ok(Err(error))) = (&done, other)
+            && first.kind() == ErrorKind::Cancelled
+            && error.kind() != ErrorKind::Cancelled
+        {
+            done = Err(error);
+        }
+    }
+    done
+}
+
 struct Frozen {
     snapshot: Snapshot,
     toc: Toc,
     encoding: String,
     tables: Vec<tables::Table>,
     warnings: Vec<String>,
+}
+
+/// Every table is locked, as `pg_dump` does.
+fn too_many(error: Error) -> Error {
+    error.doing("locking the tables").with_hint(
+        "the server has no room for a lock on each table: raise max_locks_per_transaction, which takes a restart, until \
+         max_locks_per_transaction * (max_connections + max_prepared_transactions) exceeds the number of tables twofold",
+    )
+}
+
+fn step(ctx: &Ctx, what: &str) {
+    ctx.observer.event(&Event::Step { what: what.to_owned() });
 }
 
 /// Whether `pg_dump` failed because something changed since the snapshot.

@@ -15,6 +15,33 @@ const RANGE_BYTES: std::ops::RangeInclusive<u64> = 32 * MIB..=1024 * MIB;
 /// So many pieces a session, so that all sessions end at about the same time.
 const PIECES_A_JOB: u64 = 6;
 
+/// What is a small table, and what is read as one range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    small_table: u64,
+    largest_range: u64,
+    smallest_range: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        let (smallest_range, largest_range) = RANGE_BYTES.into_inner();
+        Self { small_table: SMALL_TABLE, smallest_range, largest_range }
+    }
+}
+
+impl Sizes {
+    /// Ranges of this size, and no table that is larger than one in a pack.
+    pub(super) fn of(range_bytes: u64) -> Self {
+        let range_bytes = range_bytes.max(1);
+        Self {
+            small_table: SMALL_TABLE.min(range_bytes),
+            smallest_range: range_bytes,
+            largest_range: range_bytes,
+        }
+    }
+}
+
 /// A piece of work for one session. Tables are numbers in the list of tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Task {
@@ -32,13 +59,14 @@ pub(super) fn plan(
     large_objects: &[(u32, u32)],
     large_object_bytes: u64,
     jobs: usize,
+    sizes: Sizes,
 ) -> VecDeque<Task> {
     let all: u64 = tables.iter().map(|table| table.bytes).sum::<u64>() + large_object_bytes;
-    let range_bytes = (all / (jobs as u64 * PIECES_A_JOB)).clamp(*RANGE_BYTES.start(), *RANGE_BYTES.end());
+    let range_bytes = (all / (jobs as u64 * PIECES_A_JOB)).clamp(sizes.smallest_range, sizes.largest_range);
     let mut weighed = Vec::new();
     let (mut pack, mut pack_bytes) = (Vec::new(), 0);
     for (number, table) in tables.iter().enumerate() {
-        if table.bytes <= SMALL_TABLE && !table.foreign {
+        if table.bytes <= sizes.small_table && !table.foreign {
             if pack.len() == PACK_TABLES || pack_bytes + table.bytes > PACK_BYTES {
                 weighed.push((pack_bytes, Task::Pack(std::mem::take(&mut pack))));
                 pack_bytes = 0;
@@ -90,7 +118,7 @@ mod tests {
             sizes in proptest::collection::vec((0_u64..2_000_000, 0_u64..4 << 30), 0..20), jobs in 1_usize..9
         ) {
             let tables: Vec<Table> = sizes.iter().map(|(blocks, toast)| table(*blocks, *toast)).collect();
-            let tasks = plan(&tables, &[], 0, jobs);
+            let tasks = plan(&tables, &[], 0, jobs, Sizes::default());
             for (number, table) in tables.iter().enumerate() {
                 let packs = tasks.iter().filter(|t| matches!(t, Task::Pack(pack) if pack.contains(&number))).count();
                 let mut ranges: Vec<_> = tasks.iter().filter_map(|t| match t {
@@ -117,7 +145,7 @@ mod tests {
 
     #[test]
     fn toast_counts_when_a_table_is_divided() {
-        let tasks = plan(&[table(3000, 4 << 30)], &[], 0, 2);
+        let tasks = plan(&[table(3000, 4 << 30)], &[], 0, 2, Sizes::default());
         assert!(tasks.len() >= 8, "{tasks:?}");
     }
 }

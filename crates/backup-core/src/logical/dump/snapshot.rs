@@ -10,6 +10,8 @@ use crate::postgres::{CopySession, Session, quote_literal};
 
 /// Tables that are locked by one statement.
 const LOCKED_AT_ONCE: usize = 500;
+/// Tables whose columns are compared at once.
+const COMPARED_AT_ONCE: usize = 2000;
 /// How long a lock is waited for. The tables that are locked already are in the way of others meanwhile.
 const LOCK_TIMEOUT: &str = "5s";
 
@@ -50,6 +52,8 @@ pub(super) enum Locked {
     Yes(Vec<Table>),
     /// A table changed since the snapshot, in a way that the snapshot does not protect from.
     Changed(String),
+    /// The server has no room for so many locks, at least not now.
+    TooMany(Error),
 }
 
 impl Snapshot {
@@ -65,7 +69,20 @@ impl Snapshot {
     /// a rewriting ALTER TABLE, or dropping and making anew, are not hidden by a snapshot: the table would come out
     /// empty, and no error would say so.
     pub(super) async fn lock(&mut self, toc: &Toc, encoding: &str, other: &Session) -> Result<Locked> {
+        // Names without an encoding cannot be had as UTF-8.
+        let readable = if encoding == "SQL_ASCII" { encoding } else { "UTF8" };
+        set_encoding(&mut self.session, readable).await?;
         let mut tables = self.tables(toc).await?;
+        if encoding != "UTF8"
+            && let Some(table) = tables.iter().find(|t| t.condition.as_ref().is_some_and(|c| !c.is_ascii()))
+        {
+            let message = format!(
+                "the extension of table {}.{} chooses its rows by a condition that is not ASCII",
+                table.schema, table.name
+            );
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_hint("leave its rows out with --exclude-table-data"));
+        }
         set_encoding(&mut self.session, encoding).await?;
         self.session.rows(format!("SET lock_timeout = '{LOCK_TIMEOUT}'")).await?;
         let lockable: Vec<&Table> = tables.iter().filter(|table| table.is_lockable()).collect();
@@ -77,14 +94,24 @@ impl Snapshot {
                 if error.kind() != ErrorKind::Database {
                     return Err(error);
                 }
+                // out_of_memory: the lock table is full
+                if error.sqlstate() == Some("53200") {
+                    return Ok(Locked::TooMany(error));
+                }
                 let who = waiting(other).await;
                 return Ok(Locked::Changed(format!("tables cannot be locked: {error}{who}")));
             }
         }
-        set_encoding(&mut self.session, "UTF8").await?;
-        if let Some(name) = self.first_changed(&tables).await? {
+        set_encoding(&mut self.session, readable).await?;
+        // From now on locks are waited for: who has one on an index does not wait for ours.
+        self.session.rows("SET lock_timeout = 0").await?;
+        let changed = match self.first_changed(&tables).await? {
+            None => self.first_with_other_columns(&tables, other).await?,
+            changed => changed,
+        };
+        if let Some(name) = changed {
             return Ok(Locked::Changed(format!(
-                "table {name} was truncated, rewritten, dropped or renamed while the backup began"
+                "table {name} was truncated, rewritten, altered, dropped or renamed while the backup began"
             )));
         }
         self.measure(&mut tables).await?;
@@ -139,6 +166,33 @@ impl Snapshot {
             oid_array(&oids)
         );
         self.session.value(&sql).await
+    }
+
+    /// A table whose columns are not those that the snapshot sees. COPY asks the catalogs as they are: of a column
+    /// that was dropped and added again, or of two that swapped their names, it would give other values.
+    async fn first_with_other_columns(
+        &mut self,
+        tables: &[Table],
+        other: &Session,
+    ) -> Result<Option<String>> {
+        let lockable: Vec<&Table> = tables.iter().filter(|table| table.is_lockable()).collect();
+        for some in lockable.chunks(COMPARED_AT_ONCE) {
+            let sql = format!(
+                "SELECT attrelid, pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', attnum, attname, atttypid, \
+                 attisdropped, attgenerated), ',' ORDER BY attnum)) FROM pg_catalog.pg_attribute \
+                 WHERE attnum > 0 AND attrelid = ANY({}) GROUP BY 1 ORDER BY 1",
+                oid_array(&some.iter().map(|table| table.oid).collect::<Vec<_>>())
+            );
+            let (seen, current) = (self.session.rows(&sql).await?, other.rows(&sql).await?);
+            if seen == current {
+                continue;
+            }
+            let differs = seen.iter().find(|row| !current.contains(row)).or(current.first());
+            let oid = differs.and_then(|row| row.first().cloned().flatten()).unwrap_or_default();
+            let table = some.iter().find(|table| table.oid.to_string() == oid);
+            return Ok(Some(table.map_or(oid, |table| format!("{}.{}", table.schema, table.name))));
+        }
+        Ok(None)
     }
 
     /// Sizes of the tables; of the main fork, and with TOAST.

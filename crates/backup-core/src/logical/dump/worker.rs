@@ -61,7 +61,7 @@ impl Worker {
     /// Takes tasks until there are none.
     pub(super) async fn run(mut self) -> Result<()> {
         if self.locks == Locks::OwnEach {
-            self.session.rows("SAVEPOINT pgark; SET LOCAL lock_timeout = '1s'; SAVEPOINT pgark").await?;
+            self.session.rows("SAVEPOINT pgark").await?;
         }
         while let Some(task) = self.work.next(self.locks) {
             self.task(task).await?;
@@ -180,8 +180,10 @@ impl Worker {
     async fn start(&mut self, table: &Table, blocks: Option<Blocks>) -> Result<bool> {
         let mut sql = Vec::new();
         if self.locks == Locks::OwnEach && table.is_lockable() {
+            // Indexes and TOAST tables are locked as rows are read: a REINDEX of one is waited for.
+            sql.extend(b"SET LOCAL lock_timeout = '1s'; ");
             sql.extend(table.lock_sql());
-            sql.extend(b"; ");
+            sql.extend(b"; SET LOCAL lock_timeout = 0; ");
         }
         sql.extend(table.copy_sql(blocks));
         if self.locks == Locks::OwnEach {
@@ -219,19 +221,24 @@ impl Worker {
     }
 }
 
+/// `lock_not_available`
 fn is_lock_timeout(error: &Error) -> bool {
-    error.to_string().contains("lock timeout")
+    error.sqlstate() == Some("55P03")
 }
 
 fn of_table(error: Error, table: &Table) -> Error {
     let text = error.to_string();
     let error = error.doing(format!("copying the rows of {}.{}", table.schema, table.name));
-    if text.contains("row-level security") {
+    // insufficient_privilege, with row_security = off; the user may read the table: it is locked already.
+    if error.sqlstate() == Some("42501") {
         return error.with_hint(
-            "the user sees only some of its rows: use the table's owner, a superuser, or a role with BYPASSRLS",
+            "where a policy hides rows from the user: use the table's owner, a superuser, or a role with BYPASSRLS",
         );
     }
-    if text.contains("out of memory") || text.contains("invalid memory alloc") {
+    // program_limit_exceeded, out_of_memory, internal_error
+    if error.sqlstate().is_some_and(|code| ["54000", "53200"].contains(&code))
+        || text.contains("invalid memory alloc")
+    {
         return error.with_hint(
             "a row of more than 1 GB as text cannot be copied: PostgreSQL's own limit; leave the table out with \
              --exclude-table-data, or split the value",

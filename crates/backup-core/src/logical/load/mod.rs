@@ -1,5 +1,6 @@
 //! Restoring a database: definitions by `pg_restore`, rows by COPY sessions.
 
+mod analyze;
 mod archive;
 mod definitions;
 mod large_objects;
@@ -33,7 +34,8 @@ use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_literal};
 /// Settings of every session that loads rows; those of the text that a dump holds.
 const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC'; \
      SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET row_security = off; \
-     SET xmloption = content; SET standard_conforming_strings = on; SET synchronous_commit = off";
+     SET xmloption = content; SET array_nulls = on; SET standard_conforming_strings = on; SET synchronous_commit = off; \
+     SET idle_session_timeout = 0";
 
 /// Restores a database into a new database, or into one that is there and empty.
 #[derive(Debug, Clone)]
@@ -128,7 +130,9 @@ impl Load {
         rows.append(&mut large_objects);
         let work = Work { tables, tasks: Mutex::new(rows), source: Arc::clone(source), fresh: true };
         let session = info.connect().await?;
-        let copied = load_rows(&session, Arc::new(work), first, &encoding, &self.options, ctx);
+        // It waits while rows are loaded and indexes are built.
+        session.rows("SET idle_session_timeout = 0").await?;
+        let copied = load_rows(&session, target.major, Arc::new(work), first, &encoding, &self.options, ctx);
         tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => return Err(Error::cancelled()),
@@ -136,10 +140,19 @@ impl Load {
         }
         words.extend(definitions.after(ctx).await?);
         if !self.options.no_analyze {
-            analyze(&session, ctx).await?;
+            words.extend(analyze::analyze(&session, ctx).await?);
         }
+        flush(&session).await?;
         Ok(words)
     }
+}
+
+/// Makes what sessions committed without waiting durable.
+async fn flush(session: &Session) -> Result<()> {
+    // A commit that wrote something waits for all WAL before it.
+    let sql =
+        "SET synchronous_commit = on; SELECT pg_catalog.pg_logical_emit_message(true, 'pgark', 'restored')";
+    session.rows(sql).await.map(drop)
 }
 
 /// The table of contents of a database.
@@ -154,6 +167,7 @@ pub(super) async fn read_toc(source: &dyn PartSource, database: &DatabaseContent
 
 async fn load_rows(
     session: &Session,
+    major: u32,
     work: Arc<Work>,
     first: Vec<Task>,
     encoding: &str,
@@ -163,7 +177,7 @@ async fn load_rows(
     let mut workers = Vec::new();
     for _ in 0..ctx.jobs {
         let mut own = session.copy_session().await?;
-        settle(&mut own, encoding, options).await?;
+        settle(&mut own, major, encoding, options).await?;
         workers.push(Worker { session: own, work: Arc::clone(&work) });
     }
     if let Some(worker) = workers.first_mut() {
@@ -179,48 +193,15 @@ async fn load_rows(
     Ok(())
 }
 
-async fn settle(session: &mut CopySession, encoding: &str, options: &LoadOptions) -> Result<()> {
+async fn settle(session: &mut CopySession, major: u32, encoding: &str, options: &LoadOptions) -> Result<()> {
     let mut sql = format!("{SETTINGS}; SET client_encoding = {}", quote_literal(encoding));
+    if major >= 17 {
+        sql += "; SET transaction_timeout = 0";
+    }
     if let Some(role) = &options.role {
         sql += &format!("; SET ROLE {}", crate::postgres::quote_identifier(role));
     }
     session.rows(&sql).await.map(drop)
-}
-
-/// Gathers statistics, of several tables at once.
-async fn analyze(session: &Session, ctx: &Ctx) -> Result<()> {
-    let sql = "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) \
-               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-               WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
-               ORDER BY c.relpages DESC";
-    let names: VecDeque<String> =
-        session.rows(sql).await?.into_iter().filter_map(|r| r.into_iter().next()?).collect();
-    let names = Arc::new(Mutex::new(names));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..ctx.jobs {
-        let mut own = session.copy_session().await?;
-        let names = Arc::clone(&names);
-        tasks.spawn(async move {
-            loop {
-                let name = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
-                let Some(name) = name else { break };
-                own.rows(format!("ANALYZE {name}")).await?;
-            }
-            own.close().await;
-            Ok(())
-        });
-    }
-    let analyzed = async {
-        while let Some(done) = tasks.join_next().await {
-            done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)))?;
-        }
-        Ok(())
-    };
-    tokio::select! {
-        biased;
-        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-        analyzed = analyzed => analyzed,
-    }
 }
 
 #[async_trait]

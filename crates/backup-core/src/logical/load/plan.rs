@@ -14,15 +14,17 @@ pub(super) struct Rows {
     pub(super) entry: Entry,
     pub(super) name: String,
     pub(super) rows: u64,
+    /// Whether an extension made the table, with rows of its own.
+    pub(super) of_extension: bool,
 }
 
 /// A piece of work for one session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Task {
     /// Chunks of a table, by one COPY. Alone where no other session loads into the table.
     Chunks { table: i32, chunks: Vec<Chunk>, alone: bool },
-    /// The tables of a pack.
-    Pack(u32),
+    /// The tables of a pack that extensions made, or the others.
+    Pack { part: u32, of_extensions: bool },
     /// Large objects of a part.
     LargeObjects(u32),
 }
@@ -55,19 +57,26 @@ impl Plan {
             let entry =
                 entries.get(&table.entry).filter(|entry| entry.kind == TABLE_DATA && entry.copy.is_some());
             let Some(entry) = entry else { return Err(unknown(table)) };
-            let rows = Rows {
-                entry: (*entry).clone(),
-                name: format!("{}.{}", table.schema, table.name),
-                rows: table.rows,
-            };
-            plan.tables.insert(table.entry, rows);
             let of_extension = !entry
                 .dependencies
                 .iter()
                 .filter_map(|id| entries.get(id))
                 .any(|e| e.kind.ends_with("TABLE"));
+            let rows = Rows {
+                entry: (*entry).clone(),
+                name: format!("{}.{}", table.schema, table.name),
+                rows: table.rows,
+                of_extension,
+            };
+            plan.tables.insert(table.entry, rows);
             let in_pack = |chunk: &Chunk| kinds.get(&chunk.part).is_some_and(|kind| kind == PACK);
-            if of_extension {
+            if let (true, Some(chunk)) = (of_extension, table.chunks.iter().find(|chunk| in_pack(chunk))) {
+                let task = Task::Pack { part: chunk.part, of_extensions: true };
+                // The order in a pack is that of the tables.
+                if plan.first.last() != Some(&task) {
+                    plan.first.push(task);
+                }
+            } else if of_extension {
                 plan.first.push(Task::Chunks {
                     table: table.entry,
                     chunks: table.chunks.clone(),
@@ -87,7 +96,9 @@ impl Plan {
                 weighed.push((table.bytes, task));
             }
         }
-        weighed.extend(packs.into_iter().map(|(part, bytes)| (bytes, Task::Pack(part))));
+        weighed.extend(
+            packs.into_iter().map(|(part, bytes)| (bytes, Task::Pack { part, of_extensions: false })),
+        );
         if let Some(objects) = &database.large_objects {
             let each = objects.bytes / (objects.parts.len() as u64).max(1);
             weighed.extend(objects.parts.iter().map(|part| (each, Task::LargeObjects(*part))));

@@ -47,7 +47,7 @@ impl Worker {
     pub(super) async fn task(&mut self, task: Task) -> Result<()> {
         match task {
             Task::Chunks { table, chunks, alone } => self.chunks(table, &chunks, alone).await,
-            Task::Pack(part) => self.pack(part).await,
+            Task::Pack { part, of_extensions } => self.pack(part, of_extensions).await,
             Task::LargeObjects(part) => {
                 let source = Arc::clone(&self.work.source);
                 large_objects::load(&mut self.session, &*source, part).await
@@ -68,7 +68,7 @@ impl Worker {
         self.stop(table, chunks.iter().map(|chunk| chunk.rows).sum()).await
     }
 
-    async fn pack(&mut self, part: u32) -> Result<()> {
+    async fn pack(&mut self, part: u32, of_extensions: bool) -> Result<()> {
         let work = Arc::clone(&self.work);
         let mut data = work.source.open(part).await?;
         let mut reader = Reader::default();
@@ -85,8 +85,9 @@ impl Worker {
                         let entry = name.strip_suffix(".dat").and_then(|id| id.parse().ok());
                         // A table that is not restored is passed over.
                         open = entry.and_then(|id: i32| work.tables.get(&id));
+                        open = open.filter(|table| table.of_extension == of_extensions);
                         if let Some(table) = open {
-                            self.start(table, true).await?;
+                            self.start(table, !of_extensions).await?;
                         }
                     }
                     Piece::Data(bytes) => {

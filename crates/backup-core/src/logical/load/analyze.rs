@@ -1,0 +1,73 @@
+//! Statistics of the restored tables.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::dumper::Ctx;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{CopySession, Session, quote_literal};
+
+/// Names as bytes in hexadecimal digits: in the encoding of the database, which may be none.
+const NAMES: &str = "SELECT pg_catalog.encode(pg_catalog.convert_to(pg_catalog.format('%I.%I', n.nspname, c.relname), \
+     pg_catalog.getdatabaseencoding()), 'hex') \
+     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+     WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+     ORDER BY c.relpages DESC";
+
+/// Names of tables as SQL, in the encoding of the database.
+type Names = Mutex<VecDeque<Vec<u8>>>;
+
+/// Gathers statistics, of several tables at once. What could not be gathered is a warning: the rows are there, and a
+/// partition that is a foreign table asks a server that may not answer.
+pub(super) async fn analyze(session: &Session, ctx: &Ctx) -> Result<Vec<String>> {
+    let encoding = session.value("SELECT pg_catalog.getdatabaseencoding()").await?.unwrap_or_default();
+    let names: VecDeque<_> =
+        session.rows(NAMES).await?.into_iter().filter_map(|r| unhex(&r.into_iter().next()??)).collect();
+    let names = Arc::new(Names::new(names));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..ctx.jobs {
+        let mut own = session.copy_session().await?;
+        own.rows(format!("SET client_encoding = {}", quote_literal(&encoding))).await?;
+        tasks.spawn(of_tables(own, Arc::clone(&names)));
+    }
+    let analyzed =
+        async {
+            let mut words = Vec::new();
+            while let Some(done) = tasks.join_next().await {
+                words.extend(done.unwrap_or_else(|e| {
+                    Err(Error::internal("a session of the restore failed").caused_by(e))
+                })?);
+            }
+            Ok(words)
+        };
+    tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
+        analyzed = analyzed => analyzed,
+    }
+}
+
+async fn of_tables(mut session: CopySession, names: Arc<Names>) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    loop {
+        let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(name) = name else { break };
+        match session.rows([b"ANALYZE ".as_slice(), &name].concat()).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Database => {
+                words.push(format!("gathering statistics of {}: {error}", String::from_utf8_lossy(&name)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    session.close().await;
+    Ok(words)
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    digits
+        .as_bytes()
+        .chunks(2)
+        .map(|two| std::str::from_utf8(two).ok().and_then(|two| u8::from_str_radix(two, 16).ok()))
+        .collect()
+}
