@@ -91,6 +91,9 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
     let server = server();
     sql(&server, "postgres", "CREATE DATABASE shop").await;
     sql(&server, "shop", &sample(20_000)).await;
+    // Too large for a pack.
+    sql(&server, "shop", "CREATE TABLE large AS SELECT n, md5(n::text) FROM generate_series(1, 150000) n")
+        .await;
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("repo");
     let repository = local_repository(&place).await;
@@ -111,7 +114,13 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
         .unwrap();
     let id = backup.run(&CancellationToken::new()).await.unwrap().backup.id;
     let record = repository.record(&ClusterName::default(), &id).await.unwrap();
-    assert!(record.parts[0].objects.len() > 1, "the page must also work for a part of several objects");
+    let several = record.parts.iter().find(|part| part.objects.len() > 1);
+    // The page must also work for a part of several objects.
+    let several = several.unwrap();
+    let kinds: Vec<&str> = record.parts.iter().map(|part| part.kind.as_str()).collect();
+    for kind in ["toc", "copy", "pack", "blobs"] {
+        assert!(kinds.contains(&kind), "the page must also work for parts of kind {kind}: {kinds:?}");
+    }
 
     let script = script_of_the_page();
     assert!(!script.contains("pgark "), "only stock tools");
@@ -140,7 +149,7 @@ async fn the_page_on_the_format_restores_with_stock_tools_alone() {
         assert_eq!(before, after);
     }
     // The page's own checks find a missing tail.
-    let part = place.join(format!("clusters/main/backups/{id}")).join(&record.parts[0].objects[0].key);
+    let part = place.join(format!("clusters/main/backups/{id}")).join(&several.objects[0].key);
     cut(&part);
     assert!(!run("from_damaged", false).status.success(), "a part without its tail must not pass");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use pgark::logical::Dump;
 use pgark::postgres::{TempServer, TempServerOptions, Tools};
 use pgark::{ErrorKind, Event, Observer};
-use support::logical::{Logical, back_up, try_back_up, watched};
+use support::round_trip::{Logical, back_up, try_back_up, watched};
 use support::{conninfo, server, server_with, sql};
 
 /// Statements in a session of their own, from a thread that may block.

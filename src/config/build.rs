@@ -50,10 +50,16 @@ impl Settings {
         }
     }
 
-    /// Connection settings of a cluster: as given, else those of the file, else the environment's.
+    /// Connection settings of a cluster: as given, else those of the file, else the environment's. They lead through
+    /// what is given, or else through what the file says.
     pub fn connection(&self, cluster: &ClusterName, given: Option<&str>) -> Result<ConnInfo> {
-        let text = given.or_else(|| self.clusters.get(cluster).map(String::as_str)).unwrap_or_default();
-        ConnInfo::parse(text)
+        let known = self.clusters.get(cluster);
+        let text = given.or(known.map(|cluster| cluster.db.as_str())).unwrap_or_default();
+        let connection = ConnInfo::parse(text)?;
+        Ok(match self.via.as_ref().or(known.and_then(|cluster| cluster.via.as_ref())) {
+            Some(via) => connection.with_via(via.clone()),
+            None => connection,
+        })
     }
 
     fn passphrase(&self) -> Result<Option<String>> {
@@ -122,11 +128,16 @@ impl Settings {
 
     /// A backup, up to what a frontend adds: repository, label, observer.
     pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
-        let builder = Backup::builder().cluster(cluster);
-        let mut builder = match what {
-            What::Database => builder.dumper(self.dumper(connection)),
-            What::Cluster(options) => builder.dumper(options.dumper(connection)),
+        let builder = match what {
+            What::Database => Backup::builder().dumper(self.dumper(connection)),
+            What::Cluster(options) => Backup::builder().dumper(options.dumper(connection)),
         };
+        self.completed(builder, cluster)
+    }
+
+    /// Adds what the settings say of any backup: compression, keys, jobs.
+    pub(super) fn completed(&self, builder: BackupBuilder, cluster: ClusterName) -> Result<BackupBuilder> {
+        let mut builder = builder.cluster(cluster);
         if let Some(method) = &self.compress {
             builder = builder.shared_compressor(codec::parse(method)?);
         }

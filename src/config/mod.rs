@@ -9,6 +9,6 @@ mod schema;
 mod wal;
 mod work;
 
-pub use schema::{DEFAULT_PATHS, EncryptionSettings, Settings};
+pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, WalOf, What};

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backup_core::postgres::Via;
 use backup_core::repository::ClusterName;
 use backup_core::{Error, ErrorKind, Result, codec};
 use backup_storage::StoreOptions;
@@ -73,6 +74,7 @@ struct HostTable {
 #[serde(deny_unknown_fields)]
 struct ClusterTable {
     db: String,
+    via: Option<Spanned<String>>,
 }
 
 /// How a frontend encrypts and decrypts.
@@ -85,6 +87,16 @@ pub struct EncryptionSettings {
     pub identity_files: Vec<PathBuf>,
     /// File with a passphrase, instead of both.
     pub passphrase_file: Option<PathBuf>,
+}
+
+/// How a cluster is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterSettings {
+    /// Connection settings.
+    pub db: String,
+    /// What they are seen from, and where the client tools run; this host by default.
+    pub via: Option<Via>,
 }
 
 /// Everything that a frontend needs to know.
@@ -105,8 +117,10 @@ pub struct Settings {
     pub pg_bin: Option<PathBuf>,
     /// Folder of what is kept on this host from one run to the next.
     pub state: Option<PathBuf>,
-    /// The clusters of the file: name, connection settings.
-    pub clusters: BTreeMap<ClusterName, String>,
+    /// Goes before what the file says of a cluster.
+    pub via: Option<Via>,
+    /// The clusters of the file.
+    pub clusters: BTreeMap<ClusterName, ClusterSettings>,
 }
 
 impl Settings {
@@ -185,7 +199,9 @@ impl Settings {
         settings.state = file.host.state.map(|p| below(&p));
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
-            settings.clusters.insert(name, table.db);
+            let via =
+                table.via.map(|via| via.get_ref().parse().map_err(|e| at(via.span(), &e))).transpose()?;
+            settings.clusters.insert(name, ClusterSettings { db: table.db, via });
         }
         Ok(settings)
     }
@@ -217,6 +233,7 @@ mod tests {
             state = "state"
             [cluster.shop]
             db = "service=shop"
+            via = "docker:shop-db"
             "#,
         )
         .unwrap();
@@ -224,7 +241,9 @@ mod tests {
         assert_eq!(settings.repository.as_deref(), Some("s3://acme/prod"));
         assert_eq!(settings.store.retry.timeout.as_secs(), 5);
         assert_eq!(settings.encryption.identity_files, [PathBuf::from("/etc/pgark/key.txt")]);
-        assert_eq!(settings.clusters.values().next().map(String::as_str), Some("service=shop"));
+        let shop = settings.clusters.values().next().unwrap();
+        assert_eq!(shop.db, "service=shop");
+        assert_eq!(shop.via.as_ref().unwrap().to_string(), "docker:shop-db");
     }
 
     #[test]
@@ -236,6 +255,7 @@ mod tests {
             ("[backup]\njobs = 0\n", 2, "one job"),
             ("[encryption]\nrecipients = [\n  \"age1x\",\n]\n", 3, "not a recipient"),
             ("[cluster.\"a/b\"]\ndb = \"\"\n", 1, "name for a cluster"),
+            ("[cluster.a]\ndb = \"\"\nvia = \"podman:x\"\n", 3, "\"podman\" is not known"),
             ("[repository]\nsse = \"rot13\"\n", 2, "sse is"),
             ("[backup\n", 1, ""),
         ] {

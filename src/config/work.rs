@@ -1,13 +1,15 @@
 //! What frontends do with settings, and what they answer. The JSON of every frontend is that of these answers.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_core::logical::Import;
 use backup_core::physical::{BaseBackupDump, Parent, PhysicalPreview};
 use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
 use backup_core::wal::Archive;
-use backup_core::{BackupBuilder, CancellationToken, Error, Repository, Result, Summary};
+use backup_core::{Backup, BackupBuilder, CancellationToken, Error, Repository, Result, Summary};
 use serde::Serialize;
 
 use super::Settings;
@@ -128,6 +130,24 @@ impl Settings {
             let dumper = with_wal(options.dumper(connection), options, &repository, cluster, &preview)?;
             builder = builder.dumper(self.with_state(dumper, options, &repository, cluster).await?);
         }
+        let backup = builder.repository(repository).build()?.run(cancel).await?;
+        Ok(BackedUp { repository: location, new_repository, backup })
+    }
+
+    /// Makes a file of `pg_dump` a backup. The repository is made where its place is empty.
+    pub async fn run_import(
+        &self,
+        cluster: &ClusterName,
+        file: &Path,
+        more: impl FnOnce(BackupBuilder) -> BackupBuilder,
+        cancel: &CancellationToken,
+    ) -> Result<BackedUp> {
+        let import = Import::new(file);
+        // A file that is none shall not leave a repository behind.
+        import.format().map_err(|e| e.doing(format!("importing {}", file.display())))?;
+        let builder = more(self.completed(Backup::builder().dumper(import), cluster.clone())?);
+        let (repository, new_repository) = self.init_repository().await?;
+        let location = repository.store().location().to_owned();
         let backup = builder.repository(repository).build()?.run(cancel).await?;
         Ok(BackedUp { repository: location, new_repository, backup })
     }

@@ -1,121 +1,180 @@
-//! Logical backups there and back, and what must be equal afterwards.
+//! Logical backups beside stock tools: dumps of every format, imported, exported, restored and compared.
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
-use pgark::event::Silent;
-use pgark::logical::{Dump, Load, LogicalContents};
+use pgark::logical::{Export, ExportFormat, Import, Method};
 use pgark::postgres::Tools;
-use pgark::repository::BackupRecord;
-use pgark::{
-    Backup, CancellationToken, Ctx, Dumper, MemoryTransport, Observer, PartSource, Repository, Restore,
-    Restored, Restorer, Result, Summary, codec,
-};
-use serde_json::{Map, Value};
+use pgark::repository::{BackupRecord, ClusterName};
+use pgark::{Backup, CancellationToken, Error, Repository, Restore, Restored};
 
-use super::{conninfo, memory_repository};
+use super::{connect, fingerprint, memory_repository, sample};
 
-/// A repository in memory with one backup that is not encrypted.
-pub struct Logical {
-    pub repository: Repository,
-    pub memory: MemoryTransport,
-    pub summary: Summary,
-    pub record: BackupRecord,
+/// A server and the client tools of its version.
+pub struct Place {
+    pub tools: PathBuf,
+    pub major: u32,
+    url: Box<dyn Fn(&str) -> String + Send + Sync>,
 }
 
-pub async fn try_back_up(
-    dump: impl Dumper + 'static,
-    jobs: usize,
-    observer: Arc<dyn Observer>,
-) -> (Repository, MemoryTransport, Result<Summary>) {
-    let (repository, memory) = memory_repository().await;
-    let backup = Backup::builder()
-        .repository(repository.clone())
-        .dumper(dump)
-        .shared_compressor(codec::parse("zstd:1").unwrap())
-        .jobs(jobs)
-        .observer(observer)
-        .build()
-        .unwrap();
-    let summary = backup.run(&CancellationToken::new()).await;
-    (repository, memory, summary)
-}
-
-pub async fn back_up(dump: impl Dumper + 'static, jobs: usize) -> Logical {
-    watched(dump, jobs, Arc::new(Silent)).await
-}
-
-pub async fn watched(dump: impl Dumper + 'static, jobs: usize, observer: Arc<dyn Observer>) -> Logical {
-    let (repository, memory, summary) = try_back_up(dump, jobs, observer).await;
-    let summary = summary.unwrap();
-    let record = repository.record(&summary.backup.cluster, &summary.backup.id).await.unwrap();
-    Logical { repository, memory, summary, record }
-}
-
-impl Logical {
-    pub async fn try_restore(&self, load: Load, jobs: usize) -> Result<Restored> {
-        Restore::builder()
-            .backup(self.repository.clone(), self.record.clone())
-            .restorer(load)
-            .jobs(jobs)
-            .build()?
-            .run(&CancellationToken::new())
-            .await
+impl Place {
+    pub fn new(
+        major: u32,
+        tools: impl Into<PathBuf>,
+        url: impl Fn(&str) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self { tools: tools.into(), major, url: Box::new(url) }
     }
 
-    pub async fn restore(&self, target: &str, tools: Tools) {
-        self.try_restore(Load::into(conninfo(target)).tools(tools), 2).await.unwrap();
+    pub fn url(&self, database: &str) -> String {
+        (self.url)(database)
     }
 
-    pub async fn contents(&self) -> LogicalContents {
-        let keep = Keep::default();
-        let restore = Restore::builder().backup(self.repository.clone(), self.record.clone());
-        restore.restorer(keep.clone()).build().unwrap().run(&CancellationToken::new()).await.unwrap();
-        let contents = keep.0.lock().unwrap();
-        LogicalContents::from_contents(&contents).unwrap().unwrap()
+    /// Runs a client tool; it must succeed.
+    pub fn run(&self, tool: &str, args: &[&str]) -> Vec<u8> {
+        let output = self.try_run(tool, args);
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{tool} {args:?}: {words}");
+        output.stdout
+    }
+
+    pub fn try_run(&self, tool: &str, args: &[&str]) -> Output {
+        Command::new(self.tools.join(tool)).args(args).env("LC_ALL", "C").output().unwrap()
+    }
+
+    pub async fn create(&self, database: &str, options: &str) {
+        let session = connect(&self.url("postgres")).await;
+        session.rows(&format!("CREATE DATABASE {database} {options}")).await.unwrap();
+    }
+
+    /// The database as SQL, without the lines that differ from dump to dump.
+    pub fn dumped(&self, database: &str) -> String {
+        let url = self.url(database);
+        let text = self.run("pg_dump", &["--dbname", &url]);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.lines()
+            .filter(|l| !l.starts_with("\\restrict") && !l.starts_with("\\unrestrict"))
+            .fold(String::new(), |text, line| text + line + "\n")
+    }
+
+    /// Compares two databases: their dumps, and sums over their contents.
+    pub async fn compare(&self, one: &str, other: &str) {
+        let (left, right) = (self.dumped(one), self.dumped(other));
+        if let Some((left, right)) = left.lines().zip(right.lines()).find(|(left, right)| left != right) {
+            panic!("{one} and {other} differ: {left:?}, {right:?}");
+        }
+        assert_eq!(left.len(), right.len(), "{one} and {other}");
+        assert_eq!(
+            fingerprint(&connect(&self.url(one)).await).await,
+            fingerprint(&connect(&self.url(other)).await).await
+        );
+    }
+
+    /// Restores an archive with stock `pg_restore` into a new database and compares it with `source`.
+    pub async fn restore_and_compare(&self, archive: &Path, name: &str, args: &[&[&str]], source: &str) {
+        self.create(name, "TEMPLATE template0").await;
+        let (url, archive) = (self.url(name), archive.display().to_string());
+        for args in args {
+            let all = [&["--exit-on-error", "--dbname", &url], *args, &[&archive]].concat();
+            self.run("pg_restore", &all);
+        }
+        self.compare(source, name).await;
+        self.drop(name).await;
+    }
+
+    /// Runs a script and compares.
+    pub async fn run_and_compare(&self, script: &Path, name: &str, source: &str) {
+        self.create(name, "TEMPLATE template0").await;
+        let (url, script) = (self.url(name), script.display().to_string());
+        let args = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", &url, "--file", &script];
+        self.run("psql", &args);
+        self.compare(source, name).await;
+        self.drop(name).await;
+    }
+
+    pub async fn drop(&self, name: &str) {
+        let session = connect(&self.url("postgres")).await;
+        session.rows(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+    }
+
+    /// Makes a dump. `args` say the format.
+    pub fn dump(&self, database: &str, to: &Path, args: &[&str]) {
+        let (url, to) = (self.url(database), to.display().to_string());
+        self.run("pg_dump", &[&["--dbname", &url, "--file", &to], args].concat());
     }
 }
 
-/// Keeps the contents, and restores nothing.
+/// A database with a bit of everything: see [`sample`]; and tables that are larger than what is held in memory, large
+/// objects of several owners, and names of every kind.
+pub fn rich() -> String {
+    sample(3000)
+        + r#"
+        CREATE TABLE large AS SELECT i, repeat(md5(i::text), 20) AS text FROM generate_series(1, 9000) i;
+        CREATE TABLE "quo""te"".'s" ("a b" int, "c,""d" text, "x
+y" text);
+        INSERT INTO "quo""te"".'s" VALUES (1, 'a,b', NULL), (2, '', E'"\n\r\t\\.'), (3, '\.', '\N'), (NULL, '\', ' ');
+        CREATE TABLE "new
+line" (a text);
+        INSERT INTO "new
+line" VALUES ('\.'), (NULL), (''), (E'\\.\n\\.');
+        SELECT lo_from_bytea(5000 + i, decode(repeat(md5(i::text), i), 'hex')) FROM generate_series(0, 30) i;
+        SELECT lo_create(7777);
+        SELECT lo_from_bytea(8888, decode(repeat(md5('x'), 300000), 'hex'));
+        CREATE ROLE other_owner;
+        ALTER LARGE OBJECT 5003 OWNER TO other_owner;
+        ALTER LARGE OBJECT 5009 OWNER TO other_owner;
+        GRANT SELECT ON LARGE OBJECT 5005 TO other_owner;
+        SELECT lo_from_bytea(3000000000, 'above two to the 31st');
+        COMMENT ON LARGE OBJECT 5001 IS 'a comment';
+        "#
+}
+
+/// Imports a file into a new repository.
+pub async fn import(file: &Path) -> (Repository, BackupRecord) {
+    let (repository, _) = memory_repository().await;
+    let record = import_into(&repository, file).await.unwrap_or_else(|e| panic!("{}: {e:?}", file.display()));
+    (repository, record)
+}
+
+pub async fn import_into(repository: &Repository, file: &Path) -> Result<BackupRecord, Error> {
+    let backup = Backup::builder().repository(repository.clone()).dumper(Import::new(file)).build()?;
+    let summary = backup.run(&CancellationToken::new()).await?;
+    repository.record(&ClusterName::default(), &summary.backup.id).await
+}
+
+/// Exports a backup.
+pub async fn export(
+    (repository, record): &(Repository, BackupRecord),
+    to: &Path,
+    format: ExportFormat,
+    compress: Option<Method>,
+    tools: &Path,
+) -> Result<Restored, Error> {
+    let export = Export::to(to, format).compress(compress).tools(Tools::in_folder(tools));
+    run_export(repository, record, export).await
+}
+
+pub async fn run_export(
+    repository: &Repository,
+    record: &BackupRecord,
+    export: Export,
+) -> Result<Restored, Error> {
+    let restore = Restore::builder().backup(repository.clone(), record.clone()).restorer(export).build()?;
+    restore.run(&CancellationToken::new()).await
+}
+
+/// A stream that keeps what it is given.
 #[derive(Clone, Default)]
-struct Keep(Arc<Mutex<Map<String, Value>>>);
+pub struct Kept(pub Arc<Mutex<Vec<u8>>>);
 
-#[async_trait]
-impl Restorer for Keep {
-    fn accepts(&self, _: &str) -> bool {
-        true
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
     }
 
-    async fn restore(&self, parts: Arc<dyn PartSource>, _: &Ctx) -> Result<Map<String, Value>> {
-        self.0.lock().unwrap().clone_from(parts.contents());
-        Ok(Map::new())
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
-}
-
-/// What `pg_dump` writes of a database, line by line in the order of the bytes: rows may come in another order.
-pub fn pg_dump(tools: &Tools, major: u32, url: &str, more: &[&str]) -> Vec<Vec<u8>> {
-    let tool = tools.find("pg_dump", major).unwrap();
-    let mut command = Command::new(&tool.path);
-    command.args(more).args(["--no-password", "--dbname", url]).env("LC_ALL", "C");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut lines: Vec<Vec<u8>> = output.stdout.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
-    let random = |line: &[u8]| line.starts_with(b"\\restrict ") || line.starts_with(b"\\unrestrict ");
-    lines.retain(|line| !random(line));
-    lines.sort_unstable();
-    lines
-}
-
-/// Says which lines differ, and not all of them.
-pub fn assert_same_lines(source: &[Vec<u8>], copy: &[Vec<u8>]) {
-    assert!(source.len() > 10, "the dump is empty");
-    let missing = |from: &[Vec<u8>], of: &[Vec<u8>]| -> Vec<String> {
-        let of: std::collections::HashSet<&Vec<u8>> = of.iter().collect();
-        let lines = from.iter().filter(|line| !of.contains(line)).take(20);
-        lines.map(|line| String::from_utf8_lossy(&line[..line.len().min(300)]).into_owned()).collect()
-    };
-    let (lost, new) = (missing(source, copy), missing(copy, source));
-    assert!(lost.is_empty() && new.is_empty(), "lost: {lost:#?}\nnew: {new:#?}");
-    assert!(source == copy, "the same lines, not equally often: {} and {}", source.len(), copy.len());
 }

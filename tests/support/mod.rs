@@ -17,6 +17,7 @@ pub mod counting;
 pub mod dice;
 pub mod logical;
 pub mod physical;
+pub mod round_trip;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, WalOf, What};
+use pgark::logical::{ExportFormat, Method};
+use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
@@ -65,7 +67,8 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// Restores a backup
     Restore(RestoreArgs),
-    /// Writes a physical backup to a folder as stock tools have it: pg_verifybackup, pg_combinebackup
+    /// Writes a backup as stock tools have it: a physical one for pg_verifybackup and pg_combinebackup, a logical one for
+    /// pg_restore and psql, or one of its tables as CSV
     #[allow(clippy::doc_markdown)]
     Export(ExportArgs),
     /// Reads backups through and compares every byte with its digest
@@ -78,6 +81,9 @@ pub(crate) enum Command {
     Key(KeyCommand),
     /// Shows it all on a throwaway PostgreSQL
     Demo(DemoArgs),
+    /// Makes a file of pg_dump a backup: custom, directory, tar or plain format, read whole and checked
+    #[allow(clippy::doc_markdown)]
+    Import(ImportArgs),
     /// Prints completions for a shell
     Completions {
         /// Which shell
@@ -103,6 +109,10 @@ pub(crate) struct BackupArgs {
     /// The database: "host=… dbname=…", a URI, or a name; completed as libpq does (PG…, service, ~/.pgpass)
     #[arg(long, value_name = "CONNECTION")]
     pub(crate) db: Option<String>,
+    /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
+    /// client tools there. The database is named as it is seen from there; without a host it is the one of that place
+    #[arg(long, value_name = "PLACE", value_parser = via)]
+    pub(crate) via: Option<Via>,
     /// Backs up the files of the whole cluster, and the WAL that they need, over the replication protocol
     #[arg(long, group = "files")]
     pub(crate) physical: bool,
@@ -129,12 +139,8 @@ pub(crate) struct BackupArgs {
     /// Seconds that the end of the backup waits at most for the WAL archive
     #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "wal", value_parser = clap::value_parser!(u64).range(1..=43_200))]
     wal_wait: u64,
-    /// Encrypts to age1… or an SSH public key (may be given several times)
-    #[arg(long, short, value_name = "RECIPIENT")]
-    pub(crate) recipient: Vec<String>,
-    /// Encrypts with the passphrase in the first line of a file
-    #[arg(long, value_name = "FILE", conflicts_with = "recipient")]
-    pub(crate) passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) write: WriteKeys,
     /// Compression: zstd:1 to zstd:19, gzip:1 to gzip:9, lz4, none [default: zstd:3]
     #[arg(long, value_name = "METHOD")]
     pub(crate) compress: Option<String>,
@@ -144,7 +150,7 @@ pub(crate) struct BackupArgs {
     /// Words to find the backup by
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
-    /// Folder of PostgreSQL's client tools
+    /// Folder of PostgreSQL's client tools; with --via, of those there
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,
     /// Hours after which a run that stored nothing counts as dead and is swept
@@ -163,6 +169,12 @@ pub(crate) struct ShowArgs {
     /// latest, an id, or the beginning of one
     #[arg(default_value = "latest")]
     pub(crate) backup: String,
+    /// Of a logical backup, what is in it: databases, tables with rows and bytes, large objects, extensions, what was left
+    /// out. Needs the key
+    #[arg(long)]
+    pub(crate) contents: bool,
+    #[command(flatten)]
+    pub(crate) keys: ReadKeys,
 }
 
 #[derive(Args)]
@@ -174,6 +186,10 @@ pub(crate) struct RestoreArgs {
     /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
+    /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
+    /// client tools there. That of the configuration does not count here: a restore may go elsewhere
+    #[arg(long, value_name = "PLACE", requires = "into", value_parser = via)]
+    pub(crate) via: Option<Via>,
     /// Of a physical backup, the new data directory; one that exists must be empty, or what a killed restore left: it goes
     /// on. An increment is restored with all that it builds on
     #[arg(long, value_name = "FOLDER", conflicts_with = "into")]
@@ -191,7 +207,7 @@ pub(crate) struct RestoreArgs {
     /// How much is done at once [default: all cores]
     #[arg(long, short, value_name = "N")]
     pub(crate) jobs: Option<usize>,
-    /// Folder of PostgreSQL's client tools
+    /// Folder of PostgreSQL's client tools; with --via, of those there
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,
     #[command(flatten)]
@@ -205,9 +221,10 @@ pub(crate) struct ExportArgs {
     /// latest, an id, or the beginning of one
     #[arg(default_value = "latest")]
     pub(crate) backup: String,
-    /// The folder; one that exists must be empty, or what a killed export left: it goes on. An increment and all that it
-    /// builds on become one full backup
-    #[arg(long, value_name = "FOLDER")]
+    /// Of a physical backup, the folder; one that exists must be empty, or what a killed export left: it goes on. An
+    /// increment and all that it builds on become one full backup. Of a logical backup, the file or folder, which must not
+    /// exist, or - for standard output
+    #[arg(long, value_name = "PATH")]
     pub(crate) to: PathBuf,
     /// Exports each backup of a chain to a folder of its own, for pg_combinebackup: only with increments of the server's
     /// (--server-summaries)
@@ -221,6 +238,70 @@ pub(crate) struct ExportArgs {
     /// How much is done at once [default: all cores]
     #[arg(long, short, value_name = "N")]
     pub(crate) jobs: Option<usize>,
+    #[command(flatten)]
+    pub(crate) logical: LogicalExportArgs,
+}
+
+/// Of logical backups.
+#[derive(Args)]
+pub(crate) struct LogicalExportArgs {
+    /// Of a logical backup, what it becomes [default: directory; with --table copy]
+    #[arg(long, value_enum, conflicts_with_all = ["raw", "tablespace_map"])]
+    pub(crate) format: Option<FormatArg>,
+    /// Of a logical backup with several databases, which one
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["raw", "tablespace_map"])]
+    pub(crate) database: Option<String>,
+    /// Of a logical backup, the rows of this table alone, as --format csv or copy
+    #[arg(long, value_name = "SCHEMA.NAME", conflicts_with_all = ["raw", "tablespace_map"])]
+    pub(crate) table: Option<String>,
+    /// Of a logical backup, how data are compressed: none, gzip, lz4, zstd
+    /// [default: gzip for dumps of PostgreSQL 15 and earlier, else zstd]
+    #[arg(long, value_name = "METHOD", conflicts_with_all = ["raw", "tablespace_map"])]
+    pub(crate) compress: Option<Method>,
+    /// Folder of PostgreSQL's client tools
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) pg_bin: Option<PathBuf>,
+}
+
+/// What a logical backup is exported as.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatArg {
+    /// A folder for `pg_restore`, which can restore it in parallel
+    Directory,
+    /// A file for `pg_restore`
+    Custom,
+    /// SQL for psql
+    Plain,
+    /// One table as CSV with a header
+    Csv,
+    /// One table as COPY text
+    Copy,
+}
+
+impl LogicalExportArgs {
+    /// Whether something is asked for that only logical backups have.
+    pub(crate) fn any(&self) -> bool {
+        self.format.is_some() || self.database.is_some() || self.table.is_some() || self.compress.is_some()
+    }
+
+    /// The format, with the table.
+    pub(crate) fn format(&self) -> Result<ExportFormat> {
+        let default = if self.table.is_some() { FormatArg::Copy } else { FormatArg::Directory };
+        let usage = |message: &str, hint: &str| Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
+        match (self.format.unwrap_or(default), &self.table) {
+            (FormatArg::Directory, None) => Ok(ExportFormat::Directory),
+            (FormatArg::Custom, None) => Ok(ExportFormat::Custom),
+            (FormatArg::Plain, None) => Ok(ExportFormat::Plain),
+            (FormatArg::Csv, Some(table)) => Ok(ExportFormat::Csv(table.clone())),
+            (FormatArg::Copy, Some(table)) => Ok(ExportFormat::Copy(table.clone())),
+            (FormatArg::Csv | FormatArg::Copy, None) => {
+                usage("csv and copy are formats of one table", "name it: --table SCHEMA.NAME")
+            }
+            (_, Some(_)) => {
+                usage("one table is exported as csv or copy", "give --format csv or --format copy")
+            }
+        }
+    }
 }
 
 #[derive(Args)]
@@ -347,6 +428,49 @@ pub(crate) struct DemoArgs {
     pub(crate) rows: u32,
 }
 
+#[derive(Args)]
+pub(crate) struct ImportArgs {
+    /// The file, or the folder of the directory format
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) write: WriteKeys,
+    /// Compression: zstd:1 to zstd:19, gzip:1 to gzip:9, lz4, none [default: zstd:3]
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compress: Option<String>,
+    /// How much is done at once [default: all cores]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// Words to find the backup by
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+}
+
+/// What seals backups.
+#[derive(Args, Default)]
+pub(crate) struct WriteKeys {
+    /// Encrypts to age1… or an SSH public key (may be given several times)
+    #[arg(long, short, value_name = "RECIPIENT")]
+    pub(crate) recipient: Vec<String>,
+    /// Encrypts with the passphrase in the first line of a file
+    #[arg(long, value_name = "FILE", conflicts_with = "recipient")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+}
+
+impl WriteKeys {
+    /// Lays the keys over the settings. Those of a file do not count beside them.
+    pub(crate) fn apply(&self, settings: &mut Settings) {
+        if !self.recipient.is_empty() {
+            settings.encryption.recipients.clone_from(&self.recipient);
+            settings.encryption.passphrase_file = None;
+        }
+        if self.passphrase_file.is_some() {
+            settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
+            settings.encryption.recipients.clear();
+        }
+    }
+}
+
 impl Cli {
     /// The configuration file: as named, or the first that there is.
     pub(crate) fn config_file(&self) -> Option<PathBuf> {
@@ -405,6 +529,11 @@ pub(crate) fn apply_jobs(jobs: Option<usize>, settings: &mut Settings) -> Result
     Ok(())
 }
 
+/// What leads somewhere else.
+fn via(text: &str) -> std::result::Result<Via, String> {
+    text.parse().map_err(|e: Error| format!("{e}; {}", e.hint().unwrap_or_default()))
+}
+
 /// `OID=FOLDER`
 fn tablespace(text: &str) -> std::result::Result<(u32, PathBuf), String> {
     let (oid, folder) = text.split_once('=').ok_or("write OID=FOLDER")?;
@@ -445,14 +574,8 @@ impl BackupArgs {
 
     /// Lays the arguments over the settings.
     pub(crate) fn apply(&self, settings: &mut Settings) -> Result<()> {
-        if !self.recipient.is_empty() {
-            settings.encryption.recipients.clone_from(&self.recipient);
-            settings.encryption.passphrase_file = None;
-        }
-        if self.passphrase_file.is_some() {
-            settings.encryption.passphrase_file.clone_from(&self.passphrase_file);
-            settings.encryption.recipients.clear();
-        }
+        self.write.apply(settings);
+        settings.via.clone_from(&self.via);
         settings.compress = self.compress.clone().or_else(|| settings.compress.take());
         apply_jobs(self.jobs, settings)?;
         settings.pg_bin = self.pg_bin.clone().or_else(|| settings.pg_bin.take());

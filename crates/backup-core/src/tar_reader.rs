@@ -78,6 +78,11 @@ impl Reader {
         }
     }
 
+    /// Whether the block of zeros was read that stands behind the last member.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Checks that it ended behind a whole member.
     pub(crate) fn finish(&self) -> Result<()> {
         if self.data == 0 && self.padding == 0 && self.header.is_empty() {

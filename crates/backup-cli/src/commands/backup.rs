@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use pgark::config::{Settings, What};
+use pgark::config::{BackedUp, Settings, What};
 use pgark::repository::ClusterName;
 use pgark::{BackupBuilder, CancellationToken, Result};
 use serde_json::json;
@@ -24,6 +24,11 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
         if args.no_sweep { builder.keep_leftovers() } else { builder }
     };
     let done = settings.run_backup(&cluster, args.db.as_deref(), args.what(), more, cancel).await?;
+    tell(cli, "backup", &done)
+}
+
+/// Says what was made.
+pub(super) fn tell(cli: &Cli, what: &str, done: &BackedUp) -> Result<()> {
     if cli.json {
         return render::print_json(&json!(done));
     }
@@ -37,7 +42,7 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
         .as_ref()
         .map_or("not encrypted".to_owned(), |e| format!("encrypted with {}", e.method));
     render::print(&format!(
-        "backup {}{} is in {}{}: {} became {} ({}, {how}) in {}{}\n",
+        "{what} {}{} is in {}{}: {} became {} ({}, {how}) in {}{}\n",
         backup.id,
         backup.parent.as_ref().map(|parent| format!(", an increment of {parent},")).unwrap_or_default(),
         done.repository,

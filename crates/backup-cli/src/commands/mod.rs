@@ -3,6 +3,7 @@
 mod backup;
 mod demo;
 mod export;
+mod import;
 mod init;
 mod key;
 mod list;
@@ -28,9 +29,10 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => backup::run(&cli, args, cancel).await?,
         Command::List => list::run(&cli).await?,
-        Command::Show(args) => show::run(&cli, args).await?,
+        Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => restore::run(&cli, args, cancel).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
+        Command::Import(args) => import::run(&cli, args, cancel).await?,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,

@@ -22,6 +22,10 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     let builder = Restore::builder();
     let builder = if let Some(into) = &args.into {
         let target = ConnInfo::parse(into)?;
+        let target = match &args.via {
+            Some(via) => target.with_via(via.clone()),
+            None => target,
+        };
         let record = find(&repository, &catalog, args.backup.as_deref().unwrap_or("latest")).await?;
         builder.backup(repository, record).restorer(settings.restorer(target))
     } else {

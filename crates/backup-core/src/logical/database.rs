@@ -61,6 +61,12 @@ impl DatabaseFacts {
         })
     }
 
+    /// As it is kept with the contents of a backup that is one archive, or SQL.
+    pub(super) fn to_contents(&self) -> Result<Map<String, Value>> {
+        let value = serde_json::to_value(self).map_err(|e| Error::internal("facts as JSON").caused_by(e))?;
+        Ok(Map::from_iter([("database".to_owned(), value)]))
+    }
+
     pub(super) fn from_contents(contents: &Map<String, Value>) -> Result<Self> {
         let value = contents.get("database").cloned().unwrap_or_default();
         serde_json::from_value(value).map_err(|e| {

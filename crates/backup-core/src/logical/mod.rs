@@ -7,17 +7,26 @@
 pub mod archive;
 mod contents;
 mod database;
+mod describe;
 mod dump;
+mod export;
 mod fingerprint;
+mod import;
 mod load;
+mod pieces;
+mod stock;
 mod tar_writer;
 
+pub use archive::Method;
 pub use contents::{
     Chunk, DatabaseContents, ExtensionContents, LargeObjectsContents, LeftOut, LogicalContents, TableContents,
 };
 pub use database::DatabaseFacts;
+pub use describe::Describe;
 pub use dump::{Dump, Preview, Selection};
+pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
+pub use import::Import;
 pub use load::{Load, LoadOptions};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.
@@ -32,5 +41,7 @@ pub const COPY: &str = "copy";
 pub const PACK: &str = "pack";
 /// Kind of a part that holds large objects: a tar archive with a member `blob_<oid>.dat` for each.
 pub const LARGE_OBJECTS: &str = "blobs";
+/// Kind of the part that holds a database as SQL that `psql` takes: what `pg_dump --format=plain` writes.
+pub const SQL: &str = "sql";
 /// Kind of the part that holds the globals of a server as SQL.
 pub const GLOBALS: &str = "globals";

@@ -12,6 +12,7 @@ use super::OLDEST_MAJOR;
 use super::conninfo::{CONNECT_TIMEOUT, ConnInfo, Host};
 use super::socket::{Above, Socket};
 use super::tls::{self, SslMode};
+use super::via::Unreached;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A connection to a server. It ends when the value is dropped.
@@ -30,10 +31,11 @@ impl ConnInfo {
     /// [`Unsupported`](ErrorKind::Unsupported) for settings that make no sense or ask for more than there is.
     pub async fn connect(&self) -> Result<Session> {
         let wanted = Wanted::of(self)?;
+        let places = self.places().await?;
         let mut failed: Vec<Error> = Vec::new();
         // `prefer-standby` takes what there is when no standby answers.
         for wanted in wanted.passes() {
-            for host in self.hosts() {
+            for host in &places {
                 let tried = async {
                     let Opened { client, connection, .. } = self.open(host, false).await?;
                     tokio::spawn(connection);
@@ -59,7 +61,7 @@ impl ConnInfo {
         };
         let mut words: Vec<String> = failed.iter().map(said).collect();
         words.dedup();
-        Err(Error::new(ErrorKind::Connect, format!("none of {} hosts can be used", self.hosts().len()))
+        Err(Error::new(ErrorKind::Connect, format!("none of {} hosts can be used", places.len()))
             .with_hint("check hosts, ports and target_session_attrs")
             .caused_by(words.join("; ")))
     }
@@ -73,10 +75,15 @@ impl ConnInfo {
         // nothing must not hang a backup either.
         let attempts = Attempts { info: self, host, replication };
         let Ok(connected) = tokio::time::timeout(timeout * 2, attempts.negotiate(mode, config)).await else {
-            let message = format!("the server at {host} accepts connections and says nothing");
-            return Err(
-                Error::new(ErrorKind::Connect, message).with_hint("is it PostgreSQL that listens there?")
-            );
+            let place = attempts.place();
+            let error = match self.via() {
+                None => Error::new(
+                    ErrorKind::Connect,
+                    format!("the server at {place} accepts connections and says nothing"),
+                ),
+                Some(_) => Error::new(ErrorKind::Connect, format!("nothing comes from {place}")),
+            };
+            return Err(error.with_hint("is it PostgreSQL that listens there?"));
         };
         connected.map_err(|refused| refused.error)
     }
@@ -173,6 +180,14 @@ struct Attempts<'a> {
 }
 
 impl Attempts<'_> {
+    /// The server, for messages.
+    fn place(&self) -> String {
+        match self.info.via() {
+            None => self.host.to_string(),
+            Some(via) => format!("{} in {via}", self.host),
+        }
+    }
+
     /// Connects with and without TLS, as the mode allows.
     async fn negotiate(&self, mode: SslMode, config: Config) -> Result<Opened, Refused> {
         if self.host.is_socket() || mode == SslMode::Disable {
@@ -184,7 +199,9 @@ impl Attempts<'_> {
             config
         };
         // With `allow` and `prefer` the other way is tried where the server refuses the first one.
-        let refused = |e: &Refused| matches!(e.error.kind(), ErrorKind::Auth | ErrorKind::Connect);
+        let refused = |e: &Refused| {
+            matches!(e.error.kind(), ErrorKind::Auth | ErrorKind::Connect) && e.at > Stage::Nothing
+        };
         match mode {
             SslMode::Allow => match self.attempt(&config, None).await {
                 Err(e) if e.error.kind() == ErrorKind::Auth => {
@@ -202,17 +219,16 @@ impl Attempts<'_> {
     }
 
     async fn attempt(&self, config: &Config, tls: Option<SslMode>) -> Result<Opened, Refused> {
-        let unreachable = |e: std::io::Error| {
-            let message = format!("no server answers at {}", self.host);
-            let error = Error::new(ErrorKind::Connect, message)
-                .with_hint("is it running, and are host and port right?");
-            Refused { at: Stage::Nothing, error: error.caused_by(e) }
+        let unreachable = |e: std::io::Error| match self.info.via() {
+            None => self.unreachable(e, None),
+            Some(via) => Refused { at: Stage::Nothing, error: via.no_program(e) },
         };
         let connector = tls
             .map(|mode| tls::connector(self.info, mode))
             .transpose()
             .map_err(|error| Refused { at: Stage::Nothing, error })?;
-        let socket = Socket::open(self.host, config, self.replication).await.map_err(unreachable)?;
+        let socket = Socket::open(self.host, self.info.via(), config, self.replication);
+        let socket = socket.await.map_err(unreachable)?;
         match connector {
             None => {
                 let opened = config.connect_raw(socket.clone(), NoTls).await;
@@ -237,9 +253,21 @@ impl Attempts<'_> {
         }
     }
 
+    /// The server cannot be reached.
+    fn unreachable(
+        &self,
+        why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+        hint: Option<String>,
+    ) -> Refused {
+        let message = format!("no server answers at {}", self.place());
+        let hint = hint.unwrap_or_else(|| "is it running, and are host and port right?".to_owned());
+        let error = Error::new(ErrorKind::Connect, message).with_hint(hint).caused_by(why);
+        Refused { at: Stage::Nothing, error }
+    }
+
     /// What a failed connection means.
     fn explain(&self, error: tokio_postgres::Error) -> Refused {
-        let (host, user, database) = (self.host, self.info.user(), self.info.database());
+        let (host, user, database) = (self.place(), self.info.user(), self.info.database());
         let refused = |at, kind, message: String, hint: &str| Refused {
             at,
             error: Error::new(kind, message).with_hint(hint),
@@ -306,7 +334,10 @@ impl Attempts<'_> {
 
     /// What a connection means that failed without a word of the server.
     fn explain_silence(&self, error: tokio_postgres::Error) -> Refused {
-        let (host, user) = (self.host, self.info.user());
+        if let (Some(via), Some(words)) = (self.info.via(), unreached(&error)) {
+            return self.unreachable(words.clone(), via.hint(&words));
+        }
+        let (host, user) = (self.place(), self.info.user());
         // The kinds of tokio-postgres are private; their words are not.
         let kind = error.to_string();
         let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -350,6 +381,19 @@ fn is_tls(error: &tokio_postgres::Error) -> bool {
         next = cause.source();
     }
     false
+}
+
+/// What `docker`, `kubectl`, `ssh`, or what they ran, said when they ended a connection.
+fn unreached(error: &tokio_postgres::Error) -> Option<String> {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(unreached) = inner.and_then(|inner| inner.downcast_ref::<Unreached>()) {
+            return Some(unreached.0.clone());
+        }
+        next = cause.source();
+    }
+    None
 }
 
 /// How far an attempt got.

@@ -10,10 +10,12 @@ mod process;
 mod replication;
 mod server_programs;
 mod socket;
+mod staged;
 mod start;
 mod temp_server;
 mod tls;
 mod tools;
+mod via;
 mod wire;
 mod x509;
 
@@ -28,9 +30,11 @@ pub use replication::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, ManifestUpload, NextTimeline, Replication, System,
     Tablespace, TimelineHistory, WalMessage, WalPosition, WalStream,
 };
+pub use staged::Staged;
 pub use start::{Recovered, start_and_recover};
 pub use temp_server::{TempServer, TempServerOptions};
 pub use tools::{Tool, Tools};
+pub use via::Via;
 
 /// The oldest major version that pgark works with.
 pub const OLDEST_MAJOR: u32 = 15;

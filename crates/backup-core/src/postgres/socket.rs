@@ -13,6 +13,7 @@ use tokio_postgres::Config;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::conninfo::{CONNECT_TIMEOUT, Host};
+use super::via::{self, Via};
 
 /// Version 3.0 of the protocol, in a start-up message (PostgreSQL documentation, "Message Formats").
 const PROTOCOL_3_0: [u8; 4] = [0, 3, 0, 0];
@@ -28,6 +29,7 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
 
 impl Duplex for TcpStream {}
 impl Duplex for UnixStream {}
+impl Duplex for via::Stream {}
 
 struct Encrypted<S>(S);
 
@@ -75,8 +77,17 @@ struct Inner {
 }
 
 impl Socket {
-    /// Connects to a server. With `replication` the session that is opened over it is a WAL sender's.
-    pub(super) async fn open(host: &Host, config: &Config, replication: bool) -> io::Result<Self> {
+    /// Connects to a server. With `replication` the session that is opened over it is a WAL sender's. Through
+    /// another place it only starts to: where that fails, reading and writing say so.
+    pub(super) async fn open(
+        host: &Host,
+        via: Option<&Via>,
+        config: &Config,
+        replication: bool,
+    ) -> io::Result<Self> {
+        if let Some(via) = via {
+            return Ok(Self::new(Box::new(via.connect(host)?), replication));
+        }
         let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let connected = tokio::time::timeout(timeout, async {
             let stream: Box<dyn Duplex> = if host.is_socket() {

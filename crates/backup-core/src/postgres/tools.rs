@@ -3,7 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::conninfo::ConnInfo;
+use super::via::{Script, Via};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Prints path and version of a program, a line for each folder that has it.
+const VERSIONS: &str = include_str!("via/versions.sh");
+/// Where packages put several versions side by side: Debian, RHEL (PGDG), Homebrew on both kinds of Mac, and
+/// PostgreSQL's own default.
+const FOLDERS: &str = "/usr/lib/postgresql/*/bin:/usr/pgsql-*/bin:/opt/homebrew/opt/postgresql@*/bin:\
+    /usr/local/opt/postgresql@*/bin:/usr/local/pgsql/bin";
 
 /// Where to look for programs.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +29,8 @@ pub struct Tool {
     pub major: u32,
     /// Its version, `18.6`.
     pub version: String,
+    /// Where it runs; on this host by default.
+    pub via: Option<Via>,
 }
 
 impl Tools {
@@ -39,23 +50,25 @@ impl Tools {
     /// # Errors
     /// [`ToolMissing`](ErrorKind::ToolMissing), naming the package to install.
     pub fn find(&self, program: &str, major: u32) -> Result<Tool> {
-        let found: Vec<Tool> =
-            self.folders().iter().filter_map(|folder| probe(&folder.join(program))).collect();
-        let newest = found.iter().map(|t| t.major).max();
-        if let Some(tool) = found.into_iter().filter(|t| t.major >= major).min_by_key(|t| t.major) {
-            return Ok(tool);
-        }
-        let message = match newest {
-            Some(newest) => format!("{program} {newest} is too old for PostgreSQL {major}"),
-            None => format!("{program} is not installed"),
-        };
-        let server_program = matches!(program, "initdb" | "pg_ctl" | "postgres");
-        let package = if server_program { "postgresql" } else { "postgresql-client" };
-        Err(Error::new(ErrorKind::ToolMissing, message).with_hint(format!(
-            "install version {major} or later: apt-get install {package}-{major} (Debian, Ubuntu; from apt.postgresql.org \
-             where the release has an older one), dnf install postgresql{major} (Fedora, RHEL), brew install postgresql@{major}; \
-             or name the folder it is in with --pg-bin"
-        )))
+        let found = self.folders().iter().filter_map(|folder| probe(&folder.join(program))).collect();
+        choose(found, program, major, None)
+    }
+
+    /// The same for a connection: where that goes through a container or another host, the program is one of
+    /// there.
+    ///
+    /// # Errors
+    /// Those of [`find`](Self::find), and [`Connect`](ErrorKind::Connect) where nothing can be run there.
+    pub async fn find_for(&self, program: &str, major: u32, connection: &ConnInfo) -> Result<Tool> {
+        let Some(via) = connection.via() else { return self.find(program, major) };
+        let folder = self.folder.as_deref().unwrap_or(Path::new("")).to_string_lossy();
+        let script = Script::new().set("program", program).set("folder", &folder).set("folders", FOLDERS);
+        let told = via.run(script, VERSIONS, b"").await?;
+        let found = told.lines().filter_map(|line| {
+            let (path, words) = line.split_once('\t')?;
+            Tool::of_words(path.into(), words, Some(via))
+        });
+        choose(found.collect(), program, major, Some(via))
     }
 
     fn folders(&self) -> Vec<PathBuf> {
@@ -88,16 +101,43 @@ impl Tools {
     }
 }
 
+/// The one of the lowest major version that will do.
+fn choose(found: Vec<Tool>, program: &str, major: u32, via: Option<&Via>) -> Result<Tool> {
+    let newest = found.iter().map(|t| t.major).max();
+    if let Some(tool) = found.into_iter().filter(|t| t.major >= major).min_by_key(|t| t.major) {
+        return Ok(tool);
+    }
+    let place = via.map(|via| format!(" in {via}")).unwrap_or_default();
+    let message = match newest {
+        Some(newest) => format!("{program} {newest}{place} is too old for PostgreSQL {major}"),
+        None => format!("{program} is not installed{place}"),
+    };
+    let server_program = matches!(program, "initdb" | "pg_ctl" | "postgres");
+    let there = if via.is_some() { " there" } else { "" };
+    let package = if server_program { "postgresql" } else { "postgresql-client" };
+    Err(Error::new(ErrorKind::ToolMissing, message).with_hint(format!(
+            "install version {major} or later{there}: apt-get install {package}-{major} (Debian, Ubuntu; from apt.postgresql.org \
+             where the release has an older one), dnf install postgresql{major} (Fedora, RHEL), brew install postgresql@{major}; \
+             or name the folder it is in with --pg-bin"
+        )))
+}
+
 /// Asks a program for its version: `pg_dump (PostgreSQL) 18.6 (Debian 18.6-1)`.
 fn probe(path: &Path) -> Option<Tool> {
     if !path.is_file() {
         return None;
     }
     let output = Command::new(path).arg("--version").output().ok().filter(|o| o.status.success())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version = text.split_once("(PostgreSQL)")?.1.split_whitespace().next()?.to_owned();
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    Some(Tool { path: path.to_owned(), major: digits.parse().ok()?, version })
+    Tool::of_words(path.to_owned(), &String::from_utf8_lossy(&output.stdout), None)
+}
+
+impl Tool {
+    /// A program that said this of its version.
+    fn of_words(path: PathBuf, words: &str, via: Option<&Via>) -> Option<Self> {
+        let version = words.split_once("(PostgreSQL)")?.1.split_whitespace().next()?.to_owned();
+        let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+        Some(Self { path, major: digits.parse().ok()?, version, via: via.cloned() })
+    }
 }
 
 #[cfg(test)]

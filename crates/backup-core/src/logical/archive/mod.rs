@@ -3,10 +3,18 @@
 //!
 //! Names and definitions are in the encoding of the dump, which an entry `ENCODING` names: they stay bytes.
 
+mod codec;
+mod custom;
+mod objects;
 mod read;
+mod rows;
 mod write;
 
+pub use codec::Method;
+pub(crate) use codec::{Encoder, Within, decoder};
+pub(crate) use custom::{Block, Blocks, CustomWriter, broken, damaged, open, set_offsets, unwritten};
 pub use read::TocReader;
+pub(crate) use rows::{Rows, TERMINATOR};
 
 /// Magic number at the head of an archive.
 pub(crate) const MAGIC: &[u8; 5] = b"PGDMP";
@@ -130,6 +138,37 @@ impl Toc {
         // SET client_encoding = 'UTF8';
         let text = String::from_utf8_lossy(entry.definition.as_deref()?).into_owned();
         text.split('\'').nth(1).map(str::to_owned)
+    }
+
+    /// As the `toc.dat` of a directory whose data are not compressed.
+    #[must_use]
+    pub fn as_directory(&self) -> Self {
+        let mut toc = self.clone();
+        (toc.header.format, toc.header.compression) = (TAR, 0);
+        for entry in &mut toc.entries {
+            entry.place = match entry.kind.as_str() {
+                _ if !entry.has_data => Place::Nowhere,
+                BLOBS if self.header.minor() < 16 => Place::File(b"blobs.toc".to_vec()),
+                BLOBS => Place::File(format!("blobs_{}.toc", entry.id).into_bytes()),
+                _ => Place::File(format!("{}.dat", entry.id).into_bytes()),
+            };
+        }
+        toc
+    }
+
+    /// As that of a custom archive, without offsets.
+    pub(crate) fn as_custom(&self, method: Method) -> Self {
+        let mut toc = self.clone();
+        (toc.header.format, toc.header.compression) = (CUSTOM, method.in_header(self.header.minor()));
+        for entry in &mut toc.entries {
+            entry.place = if entry.has_data { Place::Custom(None) } else { Place::Nowhere };
+        }
+        toc
+    }
+
+    /// The entries that have data of a kind.
+    pub(crate) fn with_data<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Entry> {
+        self.entries.iter().filter(move |entry| entry.has_data && entry.kind == kind)
     }
 
     /// The entry of a number.

@@ -42,20 +42,22 @@ impl Toc {
     }
 }
 
+/// `WriteInt`
+pub(super) fn int(value: i32, int_size: u8) -> Vec<u8> {
+    let magnitude = u64::from(value.unsigned_abs()).to_le_bytes();
+    let mut bytes = vec![u8::from(value < 0)];
+    bytes.extend((0..usize::from(int_size)).map(|i| magnitude.get(i).copied().unwrap_or(0)));
+    bytes
+}
+
 struct Writer {
     bytes: Vec<u8>,
     int_size: u8,
 }
 
 impl Writer {
-    /// `WriteInt`
     fn int(&mut self, value: i32) {
-        self.bytes.push(u8::from(value < 0));
-        let mut rest = u64::from(value.unsigned_abs());
-        for _ in 0..self.int_size {
-            self.bytes.push((rest & 0xff) as u8);
-            rest >>= 8;
-        }
+        self.bytes.extend(int(value, self.int_size));
     }
 
     /// `WriteStr`

@@ -86,7 +86,7 @@ impl Dump {
     pub async fn preview(&self) -> Result<Preview> {
         let session = self.connection.connect().await?;
         let (major, server_version) = session.server_version().await?;
-        let tool = self.tools.find("pg_dump", major)?;
+        let tool = self.tools.find_for("pg_dump", major, &self.connection).await?;
         let sql = "SELECT sum(pg_catalog.pg_table_size(oid))::bigint FROM pg_catalog.pg_class WHERE relkind = 'r' \
                    AND relnamespace <> 'pg_catalog'::pg_catalog.regnamespace AND relpersistence <> 't'";
         // The sizes are behind locks, and an estimate is not worth waiting for.
@@ -113,7 +113,7 @@ impl Dump {
     ) -> Result<(DatabaseContents, Vec<String>)> {
         let (major, server_version) = session.server_version().await?;
         refuse_pooler(session, &self.connection).await?;
-        let tool = self.tools.find("pg_dump", major)?;
+        let tool = self.tools.find_for("pg_dump", major, &self.connection).await?;
         let facts = DatabaseFacts::read(session, major).await?;
         let Frozen { mut snapshot, toc, encoding, tables, warnings } =
             self.freeze(session, major, &tool, ctx).await?;

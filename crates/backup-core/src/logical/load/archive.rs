@@ -40,7 +40,7 @@ pub(super) async fn load(
     let archive_major =
         dumped_by.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok()).unwrap_or(0);
     // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
-    let tool = tools.find("pg_restore", archive_major.max(target_major))?;
+    let tool = tools.find_for("pg_restore", archive_major.max(target_major), info).await?;
     let data = source.open(part.part).await?;
     if !needs_script(&tool, target_major) {
         let args = vec![
@@ -72,7 +72,7 @@ pub(super) async fn run_script(
     tools: &Tools,
     ctx: &Ctx,
 ) -> Result<Vec<String>> {
-    let psql = tools.find("psql", tool.major)?;
+    let psql = tools.find_for("psql", tool.major, info).await?;
     let args = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--output=/dev/null"]
         .map(str::to_owned)
         .to_vec();

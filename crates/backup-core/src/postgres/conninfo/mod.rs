@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use resolve::Environment;
 
+use super::via::Via;
 use crate::error::{Error, ErrorKind, Result};
 
 /// libpq waits without end by default. A backup that hangs is worse than one that fails.
@@ -97,7 +98,8 @@ pub(super) fn find_keyword(name: &str) -> Result<&'static Keyword> {
 /// A server to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// Name, address, or folder of the Unix socket.
+    /// Name, address, or folder of the Unix socket. Empty where it is found out when connecting, see
+    /// [`ConnInfo::with_via`].
     pub name: String,
     /// Address to connect to instead of looking `name` up.
     pub address: Option<String>,
@@ -114,7 +116,9 @@ impl Host {
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_socket() {
+        if self.name.is_empty() {
+            write!(f, "port {} of the default host", self.port)
+        } else if self.is_socket() {
             write!(f, "{}/.s.PGSQL.{}", self.name, self.port)
         } else {
             write!(f, "{}:{}", self.name, self.port)
@@ -128,6 +132,7 @@ pub struct ConnInfo {
     pub(super) values: BTreeMap<&'static str, String>,
     pub(super) hosts: Vec<Host>,
     pub(super) home: Option<PathBuf>,
+    pub(super) via: Option<Via>,
 }
 
 impl ConnInfo {
@@ -216,8 +221,11 @@ impl ConnInfo {
             environment.push(("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string().into()));
         }
         // libpq looks for certificates below the home folder, and asks the system for it where none is set.
-        let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
-        environment.push(("HOME", home.into()));
+        // Elsewhere it is another one.
+        if self.via.is_none() {
+            let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+            environment.push(("HOME", home.into()));
+        }
         let join = |f: &dyn Fn(&Host) -> String| self.hosts.iter().map(f).collect::<Vec<_>>().join(",");
         environment.push(("PGHOST", join(&|h| h.name.clone()).into()));
         environment.push(("PGPORT", join(&|h| h.port.to_string()).into()));
@@ -236,7 +244,8 @@ impl ConnInfo {
 impl fmt::Display for ConnInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
-        write!(f, "database {} at {} as {}", self.database(), hosts.join(","), self.user())
+        write!(f, "database {} at {} as {}", self.database(), hosts.join(","), self.user())?;
+        self.via.iter().try_for_each(|via| write!(f, " in {via}"))
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) fn resolve(mut values: Values, environment: &Environment) -> Result<C
         values.insert("dbname", user);
     }
     let hosts = hosts(&values)?;
-    Ok(ConnInfo { values, hosts, home: environment.home.clone() })
+    Ok(ConnInfo { values, hosts, home: environment.home.clone(), via: None })
 }
 
 fn hosts(values: &Values) -> Result<Vec<Host>> {
