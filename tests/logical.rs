@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pgark::event::Silent;
 use pgark::logical::{Dump, Selection};
 use pgark::postgres::Tools;
-use support::dumps::{assert_same_lines, back_up, pg_dump, try_back_up};
+use support::round_trip::{assert_same_lines, back_up, pg_dump, try_back_up};
 use support::{connect, conninfo, containers, left_out, server, sql};
 
 const EVERYTHING: &str = include_str!("support/everything.sql");

@@ -12,7 +12,7 @@ use pgark::logical::{Dump, Load};
 use pgark::postgres::TempServer;
 use pgark::verify::{VerifyOptions, verify};
 use pgark::{CancellationToken, ErrorKind, Event, Observer};
-use support::dumps::{Logical, back_up, try_back_up};
+use support::round_trip::{Logical, back_up, try_back_up};
 use support::{conninfo, server, sql};
 
 /// Ends the sessions of pgark that a condition chooses, once `after` parts have been opened.

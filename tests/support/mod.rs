@@ -15,9 +15,9 @@ pub mod chain;
 pub mod containers;
 pub mod counting;
 pub mod dice;
-pub mod dumps;
 pub mod logical;
 pub mod physical;
+pub mod round_trip;
 
 use std::path::Path;
 use std::sync::Arc;

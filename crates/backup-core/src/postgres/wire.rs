@@ -43,7 +43,7 @@ pub(crate) enum Reply {
 pub(crate) struct Wire {
     socket: Socket,
     incoming: BytesMut,
-    /// Bytes of a CopyData message that are still to come, while a copy is read piece by piece.
+    /// Bytes of a `CopyData` message that are still to come, while a copy is read piece by piece.
     open_row: usize,
     outgoing: BytesMut,
     /// Warnings of the server since they were last taken.

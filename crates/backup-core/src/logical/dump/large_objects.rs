@@ -64,13 +64,12 @@ pub(super) async fn copy(
             some.push((oid, size));
         }
         let Some((last, _)) = some.last().copied() else { break };
-        let part = match &mut part {
-            Some(part) => part,
-            None => {
-                let spec =
-                    PartSpec { kind: LARGE_OBJECTS.to_owned(), name: format!("large objects from {from}") };
-                part.insert(parts.open(spec).await?)
-            }
+        let part = if let Some(part) = &mut part {
+            part
+        } else {
+            let spec =
+                PartSpec { kind: LARGE_OBJECTS.to_owned(), name: format!("large objects from {from}") };
+            part.insert(parts.open(spec).await?)
         };
         all.count += some.len() as u64;
         all.bytes += some.iter().map(|(_, size)| size).sum::<u64>();

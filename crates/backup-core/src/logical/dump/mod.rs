@@ -143,7 +143,9 @@ impl Dump {
             workers.push(Worker::new(own, Locks::OwnEach, Arc::clone(&work), Arc::clone(parts)));
         }
         let mut tasks = JoinSet::new();
-        workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.run())));
+        for worker in workers {
+            tasks.spawn(worker.run());
+        }
         all(tasks, ctx).await?;
         self.rest(snapshot, &encoding, &work, parts, ctx).await?;
         let (tables, large_objects) = work.take();

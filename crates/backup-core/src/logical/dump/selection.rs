@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools, reason = "they are switches of pg_dump")]
 pub struct Selection {
     /// Only these schemas.
     pub schemas: Vec<String>,
@@ -36,7 +37,7 @@ impl Selection {
         Self { load_via_partition_root: self.load_via_partition_root, ..Self::default() } == *self
     }
 
-    /// As arguments of `pg_dump` (pg_dump.c, PostgreSQL 15 to 18).
+    /// As arguments of `pg_dump` (`pg_dump.c`, PostgreSQL 15 to 18).
     ///
     /// # Errors
     /// [`Usage`](ErrorKind::Usage) where it contradicts itself.

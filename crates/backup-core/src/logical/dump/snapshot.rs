@@ -15,7 +15,7 @@ const COMPARED_AT_ONCE: usize = 2000;
 /// How long a lock is waited for. The tables that are locked already are in the way of others meanwhile.
 const LOCK_TIMEOUT: &str = "5s";
 
-/// Settings of every session that reads rows: those of `pg_dump` (`setup_connection` in pg_dump.c, PostgreSQL 18), so
+/// Settings of every session that reads rows: those of `pg_dump` (`setup_connection` in `pg_dump.c`, PostgreSQL 18), so
 /// that rows come as it writes them, and those that make ranges of ctid fast and rows comparable.
 const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; \
      SET bytea_output = hex; SET timezone = 'UTC'; SET synchronize_seqscans = off; SET statement_timeout = 0; \

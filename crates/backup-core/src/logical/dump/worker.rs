@@ -132,13 +132,11 @@ impl Worker {
                     self.work.done(Done { table: number, number: 0, chunk: None, rows });
                 }
                 Small::Fits(text, rows) => {
-                    let part = match &mut part {
-                        Some(part) => part,
-                        None => {
-                            let spec =
-                                PartSpec { kind: PACK.to_owned(), name: format!("pack {}", table.entry) };
-                            part.insert(self.parts.open(spec).await?)
-                        }
+                    let part = if let Some(part) = &mut part {
+                        part
+                    } else {
+                        let spec = PartSpec { kind: PACK.to_owned(), name: format!("pack {}", table.entry) };
+                        part.insert(self.parts.open(spec).await?)
                     };
                     let bytes = text.len() as u64;
                     part.write(tar_writer::member(&format!("{}.dat", table.entry), bytes)).await?;

@@ -39,13 +39,9 @@ impl<'a> Definitions<'a> {
             .map_err(|e| Error::io("making a temporary folder for the table of contents", e))?;
         write(folder.path(), "toc.dat", &toc.to_bytes())?;
         // Definitions of large objects and sequences' values are among the data, and need no file.
-        let list: String = toc
-            .entries
-            .iter()
-            .filter(|entry| entry.kind != TABLE_DATA && entry.kind != BLOBS)
-            .map(|entry| format!("{};\n", entry.id))
-            .collect();
-        write(folder.path(), "without-rows", list.as_bytes())?;
+        let others = toc.entries.iter().filter(|entry| entry.kind != TABLE_DATA && entry.kind != BLOBS);
+        let list: Vec<String> = others.map(|entry| format!("{};", entry.id)).collect();
+        write(folder.path(), "without-rows", (list.join("\n") + "\n").as_bytes())?;
         Ok(Self { folder, tool, tools, options, info: info.clone(), target_major })
     }
 

@@ -122,9 +122,9 @@ impl Load {
         let (mut large_objects, mut rows) = (VecDeque::new(), VecDeque::new());
         for task in then {
             if matches!(task, Task::LargeObjects(_)) {
-                large_objects.push_back(task)
+                large_objects.push_back(task);
             } else {
-                rows.push_back(task)
+                rows.push_back(task);
             }
         }
         rows.append(&mut large_objects);
@@ -186,7 +186,9 @@ async fn load_rows(
         }
     }
     let mut tasks = tokio::task::JoinSet::new();
-    workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.run())));
+    for worker in workers {
+        tasks.spawn(worker.run());
+    }
     while let Some(done) = tasks.join_next().await {
         done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)))?;
     }
@@ -199,7 +201,8 @@ async fn settle(session: &mut CopySession, major: u32, encoding: &str, options: 
         sql += "; SET transaction_timeout = 0";
     }
     if let Some(role) = &options.role {
-        sql += &format!("; SET ROLE {}", crate::postgres::quote_identifier(role));
+        sql += "; SET ROLE ";
+        sql += &crate::postgres::quote_identifier(role);
     }
     session.rows(&sql).await.map(drop)
 }

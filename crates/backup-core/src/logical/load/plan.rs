@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Rows {
     pub(super) entry: Entry,
     pub(super) name: String,
-    pub(super) rows: u64,
+    pub(super) count: u64,
     /// Whether an extension made the table, with rows of its own.
     pub(super) of_extension: bool,
 }
@@ -65,7 +65,7 @@ impl Plan {
             let rows = Rows {
                 entry: (*entry).clone(),
                 name: format!("{}.{}", table.schema, table.name),
-                rows: table.rows,
+                count: table.rows,
                 of_extension,
             };
             plan.tables.insert(table.entry, rows);

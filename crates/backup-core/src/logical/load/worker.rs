@@ -79,7 +79,7 @@ impl Worker {
                 match piece {
                     Piece::Member(header) => {
                         if let Some(table) = open.take() {
-                            self.stop(table, table.rows).await?;
+                            self.stop(table, table.count).await?;
                         }
                         let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
                         let entry = name.strip_suffix(".dat").and_then(|id| id.parse().ok());
@@ -100,7 +100,7 @@ impl Worker {
         }
         reader.finish()?;
         if let Some(table) = open {
-            self.stop(table, table.rows).await?;
+            self.stop(table, table.count).await?;
         }
         Ok(())
     }
