@@ -68,8 +68,15 @@ impl DatabaseFacts {
         })
     }
 
-    /// Creates an empty database of another name with these properties. `session` is one of another database.
-    pub(super) async fn create(&self, session: &Session, name: &str, target_major: u32) -> Result<()> {
+    /// Creates an empty database of another name with these properties. `session` is one of another database;
+    /// `tablespace` that of the server where it is none.
+    pub(super) async fn create(
+        &self,
+        session: &Session,
+        name: &str,
+        target_major: u32,
+        tablespace: Option<&str>,
+    ) -> Result<()> {
         let literal = quote_literal;
         let mut sql = format!(
             "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
@@ -101,6 +108,10 @@ impl DatabaseFacts {
         if let Some(rules) = self.icu_rules.as_ref().filter(|_| target_major >= 16) {
             sql += " ICU_RULES ";
             sql += &literal(rules);
+        }
+        if let Some(tablespace) = tablespace {
+            sql += " TABLESPACE ";
+            sql += &quote_identifier(tablespace);
         }
         session.rows(&sql).await.map(|_| ()).map_err(|e| {
             let locale = e.to_string().contains("locale");

@@ -18,7 +18,7 @@ pub use contents::{
 pub use database::DatabaseFacts;
 pub use dump::{Dump, Preview, Selection};
 pub use fingerprint::{Fingerprint, RowHasher};
-pub use load::{Load, LoadOptions};
+pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.
 pub const KIND: &str = "logical";

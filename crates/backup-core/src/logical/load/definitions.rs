@@ -1,11 +1,15 @@
 //! Definitions, through stock `pg_restore` from the table of contents alone.
 
+use std::error::Error as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
 
-use super::super::archive::{BLOBS, TABLE_DATA, Toc};
+use super::super::archive::{BLOBS, Entry, TABLE_DATA, Toc};
 use super::archive::{needs_script, plain_name, run_script};
+use super::choice::Choice;
+use super::failure::{self, Failure};
 use super::options::LoadOptions;
 use crate::dumper::Ctx;
 use crate::error::{Error, Result};
@@ -20,14 +24,27 @@ pub(super) struct Definitions<'a> {
     tool: Tool,
     tools: &'a Tools,
     options: &'a LoadOptions,
+    toc: &'a Toc,
     info: ConnInfo,
     target_major: u32,
+    /// Where the restore goes on after errors.
+    failures: Mutex<Vec<Failure>>,
+    /// Whether nothing is left out.
+    everything: bool,
 }
+
+/// The entries of a file for `--use-list`.
+const ALL: &str = "all";
+/// Those that no rows belong to.
+const WITHOUT_ROWS: &str = "without-rows";
+/// What is made of rows.
+const VIEWS: &str = "materialized-views";
 
 impl<'a> Definitions<'a> {
     /// Puts the table of contents where `pg_restore` reads it.
     pub(super) fn new(
-        toc: &Toc,
+        toc: &'a Toc,
+        choice: &Choice,
         info: &ConnInfo,
         target_major: u32,
         tools: &'a Tools,
@@ -39,24 +56,53 @@ impl<'a> Definitions<'a> {
             .map_err(|e| Error::io("making a temporary folder for the table of contents", e))?;
         write(folder.path(), "toc.dat", &toc.to_bytes())?;
         // Definitions of large objects and sequences' values are among the data, and need no file.
-        let list: String = toc
-            .entries
-            .iter()
-            .filter(|entry| entry.kind != TABLE_DATA && entry.kind != BLOBS)
-            .map(|entry| format!("{};\n", entry.id))
-            .collect();
-        write(folder.path(), "without-rows", list.as_bytes())?;
-        Ok(Self { folder, tool, tools, options, info: info.clone(), target_major })
+        let lists: [(&str, &dyn Fn(&Entry) -> bool); 3] = [
+            (ALL, &|_| true),
+            (WITHOUT_ROWS, &|entry| entry.kind != TABLE_DATA && entry.kind != BLOBS),
+            (VIEWS, &|entry| entry.kind == "MATERIALIZED VIEW DATA"),
+        ];
+        for (name, is_of) in lists {
+            let entries = toc.entries.iter().filter(|entry| choice.has(entry.id) && is_of(entry));
+            let list: String = entries.map(|entry| format!("{};\n", entry.id)).collect();
+            write(folder.path(), name, list.as_bytes())?;
+        }
+        let failures = Mutex::default();
+        Ok(Self {
+            folder,
+            tool,
+            tools,
+            options,
+            toc,
+            info: info.clone(),
+            target_major,
+            failures,
+            everything: choice.is_everything(),
+        })
+    }
+
+    /// What failed, where the restore goes on after errors.
+    pub(super) fn failures(&self) -> Vec<Failure> {
+        std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What comes before the rows.
     pub(super) async fn before(&self, ctx: &Ctx) -> Result<Vec<String>> {
-        self.section("pre-data", 1, &self.info, ctx).await
+        self.run(&["--section=pre-data"], ALL, 1, &self.info, ctx).await
     }
 
     /// Values of sequences, and definitions of large objects where they are among the data.
     pub(super) async fn beside(&self, ctx: &Ctx) -> Result<Vec<String>> {
-        self.section("data", 1, &self.info, ctx).await
+        self.run(&["--section=data"], WITHOUT_ROWS, 1, &self.info, ctx).await
+    }
+
+    /// The same for a database that has the definitions: large objects themselves are made as well. All or nothing.
+    pub(super) async fn data_only(&self, ctx: &Ctx) -> Result<Vec<String>> {
+        self.run(&["--data-only", "--single-transaction"], WITHOUT_ROWS, 1, &self.info, ctx).await
+    }
+
+    /// Materialized views, which are made of rows.
+    pub(super) async fn views(&self, ctx: &Ctx) -> Result<Vec<String>> {
+        self.run(&["--section=post-data"], VIEWS, 1, &self.info, ctx).await
     }
 
     /// What comes after the rows: indexes, constraints, triggers, materialized views.
@@ -71,21 +117,31 @@ impl<'a> Definitions<'a> {
         } else {
             self.info.clone()
         };
-        self.section("post-data", ctx.jobs, &info, ctx).await
+        self.run(&["--section=post-data"], ALL, ctx.jobs, &info, ctx).await
     }
 
-    async fn section(&self, section: &str, jobs: usize, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
+    async fn run(
+        &self,
+        what: &[&str],
+        list: &str,
+        jobs: usize,
+        info: &ConnInfo,
+        ctx: &Ctx,
+    ) -> Result<Vec<String>> {
         let info = info.with_options("-c synchronous_commit=off");
         let script = needs_script(&self.tool, self.target_major);
-        let mut args = vec![format!("--section={section}"), "--no-password".to_owned()];
+        let mut args: Vec<String> = what.iter().map(|&arg| arg.to_owned()).collect();
+        args.push("--no-password".to_owned());
         args.extend(self.options.arguments());
-        if section == "data" {
-            args.push(format!("--use-list={}", self.folder.path().join("without-rows").display()));
+        if list != ALL || !self.everything {
+            args.push(format!("--use-list={}", self.folder.path().join(list).display()));
         }
         if script {
             args.push("--file=-".to_owned());
         } else {
-            args.push("--exit-on-error".to_owned());
+            if !self.options.keep_going {
+                args.push("--exit-on-error".to_owned());
+            }
             args.push(format!("--dbname={}", plain_name(info.database())));
             args.push(format!("--jobs={jobs}"));
         }
@@ -95,17 +151,40 @@ impl<'a> Definitions<'a> {
         let mut process = Process::start(run)?;
         let mut words = Vec::new();
         if script {
-            words = match run_script(&mut process, &info, &self.tool, self.tools, ctx).await {
-                Ok(words) => words,
+            let stop = !self.options.keep_going;
+            words = match run_script(&mut process, &info, &self.tool, self.tools, stop, ctx).await {
+                Ok(words) => self.note(words),
                 Err(error) => {
                     process.kill().await;
-                    return Err(error);
+                    return Err(failure::explain(error, self.toc));
                 }
             };
         }
-        words.extend(process.finish(&ctx.cancel).await?);
+        match process.finish(&ctx.cancel).await {
+            Ok(more) => words.extend(more),
+            Err(error) if self.options.keep_going && is_of_objects(&error) => {
+                let said = error.source().map(ToString::to_string).unwrap_or_default();
+                self.note(said.lines().map(str::to_owned).collect());
+            }
+            Err(error) => return Err(failure::explain(error, self.toc)),
+        }
         Ok(words)
     }
+
+    /// Keeps what failed; without it what was said.
+    fn note(&self, words: Vec<String>) -> Vec<String> {
+        let failures = failure::failures(&words.join("\n"), self.toc);
+        if failures.is_empty() {
+            return words;
+        }
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).extend(failures);
+        Vec::new()
+    }
+}
+
+/// Whether the tool went through to the end.
+fn is_of_objects(error: &Error) -> bool {
+    error.source().is_some_and(|words| words.to_string().contains("errors ignored on restore"))
 }
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {

@@ -1,52 +1,92 @@
 //! Restoring a database: definitions by `pg_restore`, rows by COPY sessions.
 
+mod add;
 mod archive;
+mod choice;
 mod definitions;
+mod failure;
+mod fill;
 mod large_objects;
 mod options;
+mod order;
 mod plan;
+mod preflight;
+mod rows;
+mod swap;
 mod target;
+mod there;
+mod timescale;
 mod worker;
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
-pub use options::LoadOptions;
+pub use options::{LoadOptions, TableName};
+pub use target::Prospect;
 
-use self::definitions::Definitions;
-use self::plan::{Plan, Task};
-use self::target::Target;
-use self::worker::{Work, Worker};
+use self::choice::Choice;
+use self::fill::{Fill, Filled};
+use self::target::{Ground, Target};
 use super::archive::{Toc, TocReader};
 use super::contents::{DatabaseContents, LogicalContents};
 use super::{DatabaseFacts, KIND};
 use crate::dumper::{Ctx, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_literal};
+use crate::postgres::{ConnInfo, Tools};
 
-/// Settings of every session that loads rows; those of the text that a dump holds.
-const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC'; \
-     SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET row_security = off; \
-     SET xmloption = content; SET standard_conforming_strings = on; SET synchronous_commit = off";
-
-/// Restores a database into a new database, or into one that is there and empty.
+/// Restores a database: into a new one, into one that is empty, or as [`Existing`] and [`LoadOptions`] say.
 #[derive(Debug, Clone)]
 pub struct Load {
     connection: ConnInfo,
     tools: Tools,
     options: LoadOptions,
     database: Option<String>,
+    existing: Existing,
+    end_sessions: bool,
+}
+
+/// What is done where the database exists and is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    /// It is left alone, and the restore fails; unless the options only add what is not there
+    /// ([`LoadOptions::adds`]).
+    #[default]
+    Refuse,
+    /// The backup is restored beside it, rows are counted, and then it takes the name. The old database is as it was
+    /// until then, and after any failure.
+    Swap {
+        /// Drops the old database in the end. Otherwise it is kept as `NAME_pgark_old_<time>`.
+        drop_old: bool,
+    },
+}
+
+/// What comes of the target and this restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nothing is there.
+    Fresh,
+    /// It is added to what is there.
+    Add,
+    /// A new database takes the old one's place.
+    Swap { drop_old: bool },
 }
 
 impl Load {
     /// Restores into the database that `connection` names.
     pub fn into(connection: ConnInfo) -> Self {
-        Self { connection, tools: Tools::installed(), options: LoadOptions::default(), database: None }
+        Self {
+            connection,
+            tools: Tools::installed(),
+            options: LoadOptions::default(),
+            database: None,
+            existing: Existing::Refuse,
+            end_sessions: false,
+        }
     }
 
     /// Where `pg_restore` is looked for.
@@ -70,6 +110,28 @@ impl Load {
         self
     }
 
+    /// What is done where the database exists and is not empty.
+    #[must_use]
+    pub fn existing(mut self, existing: Existing) -> Self {
+        self.existing = existing;
+        self
+    }
+
+    /// Ends the sessions of others that are in the way of a swap.
+    #[must_use]
+    pub fn end_sessions(mut self, end: bool) -> Self {
+        self.end_sessions = end;
+        self
+    }
+
+    /// Looks at the database that the restore goes into, and changes nothing.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub async fn prospect(&self) -> Result<Prospect> {
+        Ok(Ground::look(&self.connection).await?.prospect())
+    }
+
     /// The database of the backup that is restored.
     fn choose<'a>(&self, contents: &'a LogicalContents) -> Result<&'a DatabaseContents> {
         let names =
@@ -85,42 +147,154 @@ impl Load {
         }
     }
 
-    async fn load(
+    /// What is done with the database, or that nothing is.
+    fn way(&self, ground: &Ground, source: &dyn PartSource) -> Result<Way> {
+        let name = &ground.name;
+        let usage = |message: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Usage, message.to_owned()).with_hint(hint.to_owned()))
+        };
+        let is_empty = ground.database.as_ref().map(|there| there.empty);
+        if let (Existing::Swap { drop_old }, Some(_)) = (self.existing, is_empty) {
+            let of_selection = source.facts().get("selection").and_then(Value::as_bool) == Some(true);
+            if self.options.adds() || self.options.schema_only || of_selection {
+                return usage(
+                    "only a whole database can take the place of another: the rest of it would be lost",
+                    "restore into another name, or add to the database that is there: leave --swap and --replace out",
+                );
+            }
+            if self.options.keep_going {
+                return usage(
+                    "a database that is restored in spite of errors does not take the place of another",
+                    "restore into another name with --keep-going",
+                );
+            }
+            return Ok(Way::Swap { drop_old });
+        }
+        match is_empty {
+            None if self.options.data_only => {
+                Err(Error::new(ErrorKind::NoDatabase, format!("there is no database {name}"))
+                    .with_hint("rows alone need tables that are there; leave --data-only out to make them"))
+            }
+            Some(_) if self.options.data_only => Ok(Way::Add),
+            None | Some(true) => Ok(Way::Fresh),
+            Some(false) if self.options.adds() => Ok(Way::Add),
+            Some(false) => {
+                Err(Error::new(ErrorKind::Conflict, format!("the database {name} exists and is not empty"))
+                    .with_hint(
+                        "restore into another name, which will be created; or let it take the place of this one: --swap \
+                         keeps the old one under another name, --replace drops it in the end; or add a part of the backup \
+                         to it: --table, --schema, --data-only",
+                    ))
+            }
+        }
+    }
+
+    async fn restore_database(
         &self,
         source: &Arc<dyn PartSource>,
         database: &DatabaseContents,
-        target: &Target,
         ctx: &Ctx,
-    ) -> Result<Vec<String>> {
-        let info = target.info();
+    ) -> Result<Map<String, Value>> {
+        let ground = Ground::look(&self.connection).await?;
+        let way = self.way(&ground, &**source)?;
         let toc = read_toc(&**source, database).await?;
-        let encoding = toc.encoding().unwrap_or_else(|| "UTF8".to_owned());
-        let Plan { tables, first, then } = Plan::new(&toc, database, &**source, ctx.jobs)?;
-        let definitions = Definitions::new(&toc, &info, target.major, &self.tools, &self.options)?;
-        let mut words = definitions.before(ctx).await?;
-        words.extend(definitions.beside(ctx).await?);
-        let (mut large_objects, mut rows) = (VecDeque::new(), VecDeque::new());
-        for task in then {
-            if matches!(task, Task::LargeObjects(_)) {
-                large_objects.push_back(task)
-            } else {
-                rows.push_back(task)
+        let there = match way {
+            Way::Add => there::there(&self.connection.connect().await?, &toc).await?,
+            _ => HashSet::new(),
+        };
+        let choice = Choice::new(&toc, &self.options, &there)?;
+        let creates = ground.database.is_none() || matches!(way, Way::Swap { .. });
+        let mut findings = preflight::check(&ground, &toc, &choice, database, &self.options, creates).await?;
+        match way {
+            Way::Fresh => {}
+            Way::Add => findings.problems.extend(add::obstacles(&toc, &choice, &there, &self.options)),
+            Way::Swap { .. } => {
+                let found = swap::obstacles(&ground.maintenance, &ground.name, self.end_sessions).await?;
+                findings.problems.extend(found);
             }
         }
-        rows.append(&mut large_objects);
-        let work = Work { tables, tasks: Mutex::new(rows), source: Arc::clone(source), fresh: true };
-        let session = info.connect().await?;
-        let copied = load_rows(&session, Arc::new(work), first, &encoding, &self.options, ctx);
-        tokio::select! {
-            biased;
-            () = ctx.cancel.cancelled() => return Err(Error::cancelled()),
-            copied = copied => copied?,
+        warn(findings.into_warnings()?, ctx);
+        warn(choice.left_out.clone(), ctx);
+        let target = match way {
+            Way::Swap { .. } => {
+                let name = swap::new_name(&ground.name);
+                ground.beside(name, &database.facts).await?
+            }
+            _ => ground.target(&database.facts).await?,
+        };
+        let fill = Fill {
+            source,
+            database,
+            toc: &toc,
+            choice: &choice,
+            target: &target,
+            tools: &self.tools,
+            options: &self.options,
+            fresh: way != Way::Add,
+        };
+        let done = async {
+            let filled = fill.run(ctx).await?;
+            let Way::Swap { drop_old } = way else { return Ok((filled, None)) };
+            fill.compare(ctx).await?;
+            let swapped = swap::swap(&target, &self.connection, self.end_sessions, drop_old, ctx).await?;
+            Ok((filled, Some(swapped)))
+        };
+        let (Filled { words, failures }, swapped) = match done.await {
+            Ok(done) => done,
+            Err(error) if way == Way::Add => {
+                return Err(add::undo(&target, &toc, &choice, &there, &self.options, error).await);
+            }
+            Err(error) => return Err(target.undo(&self.connection, error).await),
+        };
+        warn(words, ctx);
+        if let Some(error) = failure::all(&failures) {
+            return Err(error);
         }
-        words.extend(definitions.after(ctx).await?);
-        if !self.options.no_analyze {
-            analyze(&session, ctx).await?;
+        let mut told = told(&target);
+        if let Some(swapped) = swapped {
+            told.insert("database".to_owned(), self.connection.database().into());
+            told.insert("created".to_owned(), false.into());
+            told.insert("swapped".to_owned(), true.into());
+            told.insert("old_database".to_owned(), swapped.kept.into());
         }
-        Ok(words)
+        Ok(told)
+    }
+
+    /// Restores a backup of an earlier version, which is one archive.
+    async fn restore_archive(
+        &self,
+        source: &Arc<dyn PartSource>,
+        facts: &DatabaseFacts,
+        ctx: &Ctx,
+    ) -> Result<Map<String, Value>> {
+        let ground = Ground::look(&self.connection).await?;
+        let way = self.way(&ground, &**source)?;
+        if way != Way::Fresh || self.options != LoadOptions::default() {
+            let message =
+                "this backup was made by a version that stored one archive, which is only restored whole";
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_hint("restore it into a new database without other options"));
+        }
+        let target = ground.target(facts).await?;
+        match archive::load(&**source, &target.info(), target.major, &self.tools, ctx).await {
+            Ok(words) => warn(words, ctx),
+            Err(error) => return Err(target.undo(&self.connection, error).await),
+        }
+        Ok(told(&target))
+    }
+}
+
+fn told(target: &Target) -> Map<String, Value> {
+    let mut told = Map::new();
+    told.insert("database".to_owned(), target.name.clone().into());
+    told.insert("server_version".to_owned(), target.version.clone().into());
+    told.insert("created".to_owned(), target.created.into());
+    told
+}
+
+fn warn(words: Vec<String>, ctx: &Ctx) {
+    for message in words {
+        ctx.observer.event(&Event::Warning { message });
     }
 }
 
@@ -134,75 +308,6 @@ pub(super) async fn read_toc(source: &dyn PartSource, database: &DatabaseContent
     reader.finish().map(|(toc, _)| toc)
 }
 
-async fn load_rows(
-    session: &Session,
-    work: Arc<Work>,
-    first: Vec<Task>,
-    encoding: &str,
-    options: &LoadOptions,
-    ctx: &Ctx,
-) -> Result<()> {
-    let mut workers = Vec::new();
-    for _ in 0..ctx.jobs {
-        let mut own = session.copy_session().await?;
-        settle(&mut own, encoding, options).await?;
-        workers.push(Worker { session: own, work: Arc::clone(&work) });
-    }
-    if let Some(worker) = workers.first_mut() {
-        for task in first {
-            worker.task(task).await?;
-        }
-    }
-    let mut tasks = tokio::task::JoinSet::new();
-    workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.run())));
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)))?;
-    }
-    Ok(())
-}
-
-async fn settle(session: &mut CopySession, encoding: &str, options: &LoadOptions) -> Result<()> {
-    let mut sql = format!("{SETTINGS}; SET client_encoding = {}", quote_literal(encoding));
-    if let Some(role) = &options.role {
-        sql += &format!("; SET ROLE {}", crate::postgres::quote_identifier(role));
-    }
-    session.rows(&sql).await.map(drop)
-}
-
-/// Gathers statistics, of several tables at once.
-async fn analyze(session: &Session, ctx: &Ctx) -> Result<()> {
-    let sql = "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) \
-               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-               WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
-               ORDER BY c.relpages DESC";
-    let names: VecDeque<String> =
-        session.rows(sql).await?.into_iter().filter_map(|r| r.into_iter().next()?).collect();
-    let names = Arc::new(Mutex::new(names));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..ctx.jobs {
-        let mut own = session.copy_session().await?;
-        let names = Arc::clone(&names);
-        tasks.spawn(async move {
-            loop {
-                let name = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
-                let Some(name) = name else { return Ok(()) };
-                own.rows(format!("ANALYZE {name}")).await?;
-            }
-        });
-    }
-    let analyzed = async {
-        while let Some(done) = tasks.join_next().await {
-            done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)))?;
-        }
-        Ok(())
-    };
-    tokio::select! {
-        biased;
-        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-        analyzed = analyzed => analyzed,
-    }
-}
-
 #[async_trait]
 impl Restorer for Load {
     fn accepts(&self, kind: &str) -> bool {
@@ -210,29 +315,13 @@ impl Restorer for Load {
     }
 
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
-        let contents = LogicalContents::from_contents(parts.contents())?;
-        let database = contents.as_ref().map(|contents| self.choose(contents)).transpose()?;
-        let facts = match database {
-            Some(database) => database.facts.clone(),
-            None => DatabaseFacts::from_contents(parts.contents())?,
-        };
-        let target = Target::make(&self.connection, &facts).await?;
-        let done = match database {
-            Some(database) => self.load(&parts, database, &target, ctx).await,
-            None => archive::load(&*parts, &target.info(), target.major, &self.tools, ctx).await,
-        };
-        match done {
-            Ok(words) => {
-                for message in words {
-                    ctx.observer.event(&Event::Warning { message });
-                }
+        self.options.check()?;
+        match LogicalContents::from_contents(parts.contents())? {
+            Some(contents) => self.restore_database(&parts, self.choose(&contents)?, ctx).await,
+            None => {
+                let facts = DatabaseFacts::from_contents(parts.contents())?;
+                self.restore_archive(&parts, &facts, ctx).await
             }
-            Err(error) => return Err(target.undo(&self.connection, error).await),
         }
-        let mut told = Map::new();
-        told.insert("database".to_owned(), target.name.into());
-        told.insert("server_version".to_owned(), target.version.into());
-        told.insert("created".to_owned(), target.created.into());
-        Ok(told)
     }
 }

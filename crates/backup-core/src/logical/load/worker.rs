@@ -8,6 +8,7 @@ use futures::StreamExt;
 
 use super::super::archive::COPY_END;
 use super::super::contents::Chunk;
+use super::failure::Failure;
 use super::large_objects;
 use super::plan::{Rows, Task};
 use crate::dumper::PartSource;
@@ -25,6 +26,10 @@ pub(super) struct Work {
     pub(super) source: Arc<dyn PartSource>,
     /// Whether tables were made by this restore, so that rows can be frozen as they are loaded.
     pub(super) fresh: bool,
+    /// Whether all rows of a session are of one transaction, which is open and stays so.
+    pub(super) held: bool,
+    /// Where the restore goes on after errors: those that there were.
+    pub(super) failures: Option<Mutex<Vec<Failure>>>,
 }
 
 pub(super) struct Worker {
@@ -33,13 +38,27 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Takes tasks until there are none.
-    pub(super) async fn run(mut self) -> Result<()> {
+    /// Takes tasks until there are none. Gives the session back.
+    pub(super) async fn run(mut self) -> Result<CopySession> {
         loop {
             let task = self.work.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(task) = task else { return Ok(()) };
+            let Some(task) = task else { return Ok(self.session) };
             self.task(task).await?;
         }
+    }
+
+    /// Whether the restore goes on after an error of a table.
+    async fn goes_on(&mut self, error: Error, table: &Rows) -> Result<()> {
+        let Some(failures) = self.work.failures.as_ref().filter(|_| error.kind() == ErrorKind::Database)
+        else {
+            return Err(error);
+        };
+        let message = error.to_string();
+        let object = Some(format!("rows of {}", table.name));
+        let message =
+            message.rsplit_once("the server says: ").map_or(message.clone(), |(_, said)| said.to_owned());
+        failures.lock().unwrap_or_else(PoisonError::into_inner).push(Failure { object, message });
+        self.session.rows("ROLLBACK").await.map(drop)
     }
 
     pub(super) async fn task(&mut self, task: Task) -> Result<()> {
@@ -56,6 +75,13 @@ impl Worker {
     async fn chunks(&mut self, table: i32, chunks: &[Chunk], alone: bool) -> Result<()> {
         let work = Arc::clone(&self.work);
         let table = work.tables.get(&table).ok_or_else(|| Error::internal("a task without its table"))?;
+        match self.copy_chunks(&work, table, chunks, alone).await {
+            Err(error) => self.goes_on(error, table).await,
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn copy_chunks(&mut self, work: &Work, table: &Rows, chunks: &[Chunk], alone: bool) -> Result<()> {
         self.start(table, alone).await?;
         for chunk in chunks {
             let mut data = work.source.open(chunk.part).await?;
@@ -76,28 +102,38 @@ impl Worker {
             while let Some(piece) = reader.next()? {
                 match piece {
                     Piece::Member(header) => {
-                        if let Some(table) = open.take() {
-                            self.stop(table, table.rows).await?;
+                        if let Some(table) = open.take()
+                            && let Err(error) = self.stop(table, table.rows).await
+                        {
+                            self.goes_on(error, table).await?;
                         }
                         let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
                         let entry = name.strip_suffix(".dat").and_then(|id| id.parse().ok());
                         // A table that is not restored is passed over.
                         open = entry.and_then(|id: i32| work.tables.get(&id));
-                        if let Some(table) = open {
-                            self.start(table, true).await?;
+                        if let Some(table) = open
+                            && let Err(error) = self.start(table, true).await
+                        {
+                            self.goes_on(error, table).await?;
+                            open = None;
                         }
                     }
                     Piece::Data(bytes) => {
-                        if let Some(table) = open {
-                            self.send(table, bytes).await?;
+                        if let Some(table) = open
+                            && let Err(error) = self.send(table, bytes).await
+                        {
+                            self.goes_on(error, table).await?;
+                            open = None;
                         }
                     }
                 }
             }
         }
         reader.finish()?;
-        if let Some(table) = open {
-            self.stop(table, table.rows).await?;
+        if let Some(table) = open
+            && let Err(error) = self.stop(table, table.rows).await
+        {
+            self.goes_on(error, table).await?;
         }
         Ok(())
     }
@@ -108,7 +144,7 @@ impl Worker {
         let frozen = alone && self.work.fresh && !table.entry.through_root();
         let copy = table.entry.copy.as_deref().unwrap_or_default();
         let copy = copy.strip_suffix(COPY_END).ok_or_else(|| Error::internal("an entry without COPY"))?;
-        let mut sql = b"BEGIN; ".to_vec();
+        let mut sql: Vec<u8> = if self.work.held { Vec::new() } else { b"BEGIN; ".to_vec() };
         if frozen {
             sql.extend(b"TRUNCATE TABLE ONLY ");
             sql.extend(table.entry.qualified());
@@ -116,7 +152,9 @@ impl Worker {
         }
         sql.extend(copy);
         sql.extend(if frozen { &b" FROM STDIN WITH (FREEZE)"[..] } else { b" FROM STDIN" });
-        sql.extend(b"; COMMIT");
+        if !self.work.held {
+            sql.extend(b"; COMMIT");
+        }
         self.session.copy_in(&sql).await.map_err(|e| of_table(e, table))
     }
 
