@@ -7,6 +7,7 @@ use backup_storage::StoreOptions;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::hooks::Hooks;
 use super::place;
 
 /// Where the file is looked for when none is named: the first that exists.
@@ -22,6 +23,8 @@ struct File {
     encryption: EncryptionTable,
     #[serde(default)]
     backup: BackupTable,
+    #[serde(default)]
+    restore: RestoreTable,
     #[serde(default)]
     host: HostTable,
     #[serde(default)]
@@ -65,6 +68,13 @@ struct BackupTable {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
+struct RestoreTable {
+    before: Option<String>,
+    after: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct HostTable {
     state: Option<PathBuf>,
 }
@@ -103,6 +113,8 @@ pub struct Settings {
     pub compress: Option<String>,
     /// Folder of PostgreSQL's client tools.
     pub pg_bin: Option<PathBuf>,
+    /// Commands around a restore.
+    pub hooks: Hooks,
     /// Folder of what is kept on this host from one run to the next.
     pub state: Option<PathBuf>,
     /// The clusters of the file: name, connection settings.
@@ -182,6 +194,7 @@ impl Settings {
             settings.compress = Some(compress.into_inner());
         }
         settings.pg_bin = file.backup.pg_bin.map(|p| below(&p));
+        settings.hooks = Hooks { before: file.restore.before, after: file.restore.after };
         settings.state = file.host.state.map(|p| below(&p));
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;

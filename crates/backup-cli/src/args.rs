@@ -9,6 +9,7 @@ use pgark::config::{ClusterOptions, DEFAULT_PATHS, IncrementOf, Settings, WalOf,
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
+use crate::load_args::LoadArgs;
 use crate::recovery::RecoveryArgs;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -171,7 +172,8 @@ pub(crate) struct ShowArgs {
 pub(crate) struct RestoreArgs {
     /// latest, an id, or the beginning of one [default: the newest; with a target the newest from before it]
     pub(crate) backup: Option<String>,
-    /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
+    /// Of a logical backup, the database: "host=… dbname=…" or a URI. It is created; one that exists must be empty, unless
+    /// --swap or --replace takes its place, or a part of the backup is added to it
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
     /// Of a physical backup, the new data directory; one that exists must be empty, or what a killed restore left: it goes
@@ -196,6 +198,8 @@ pub(crate) struct RestoreArgs {
     pub(crate) pg_bin: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) recovery: RecoveryArgs,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
 }
 
 #[derive(Args)]

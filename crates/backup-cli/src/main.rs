@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod load_args;
 mod progress;
 mod recovery;
 mod render;

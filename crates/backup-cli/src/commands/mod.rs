@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod backup;
+mod confirm;
 mod demo;
 mod export;
 mod init;

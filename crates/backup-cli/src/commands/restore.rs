@@ -6,9 +6,10 @@ use pgark::config::Settings;
 use pgark::physical::{DataDirectory, KIND, Recovery, Target, span};
 use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
-use pgark::{CancellationToken, Repository, Restore, Restored, Result};
+use pgark::{CancellationToken, Repository, Restore, Restored, Restorer, Result};
 use serde_json::{Value, json};
 
+use super::confirm::confirm;
 use super::{catalog, find, with_settings};
 use crate::args::{Cli, RestoreArgs, apply_jobs};
 use crate::render;
@@ -19,20 +20,33 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     apply_jobs(args.jobs, &mut settings)?;
     settings.pg_bin = args.pg_bin.clone().or(settings.pg_bin);
     let (repository, catalog) = catalog(cli, &settings).await?;
+    settings.hooks.before = args.load.before.clone().or(settings.hooks.before);
+    settings.hooks.after = args.load.after.clone().or(settings.hooks.after);
+    let mut variables = Vec::new();
     let builder = Restore::builder();
-    let builder = if let Some(into) = &args.into {
+    let (builder, record) = if let Some(into) = &args.into {
         let target = ConnInfo::parse(into)?;
         let record = find(&repository, &catalog, args.backup.as_deref().unwrap_or("latest")).await?;
-        builder.backup(repository, record).restorer(settings.restorer(target))
+        variables.push(("PGARK_DATABASE", target.database().to_owned()));
+        let (existing, options) = (args.load.existing()?, args.load.options());
+        let load = settings.restorer(target).options(options.clone()).existing(existing);
+        let load = load.end_sessions(args.load.end_sessions());
+        if load.accepts(&record.kind) {
+            confirm(&load.prospect().await?, &record, existing, &options, args.load.yes, cancel).await?;
+        }
+        (builder.backup(repository, record.clone()).restorer(load), record)
     } else {
         let folder = args.target_dir.as_deref().unwrap_or(Path::new("."));
         let (record, recovery) = plan(cli, args, &settings, &repository, &catalog).await?;
+        variables.push(("PGARK_TARGET_DIR", folder.display().to_string()));
         let to = DataDirectory::at(folder).recovery(recovery).delta(args.delta);
         let to = args.tablespace_map.iter().fold(to, |to, (oid, path)| to.tablespace(*oid, path));
-        builder.backup(repository, record).restorer(to)
+        (builder.backup(repository, record.clone()).restorer(to), record)
     };
+    variables.push(("PGARK_BACKUP", record.id.to_string()));
     let begun = Instant::now();
-    let restored = with_settings(builder, cli, &settings)?.build()?.run(cancel).await?;
+    let restore = with_settings(builder, cli, &settings)?.build()?;
+    let restored = settings.hooks.around(&variables, restore.run(cancel), cancel).await?;
     if !cli.json && !cli.quiet {
         render::print(&text(args, &restored, begun))?;
     }
@@ -76,6 +90,12 @@ fn text(args: &RestoreArgs, restored: &Restored, begun: Instant) -> String {
         render::bytes(restored.raw_bytes),
         begun.elapsed().as_secs_f64(),
     );
+    if restored.target.contains_key("swapped") {
+        let _ = match restored.target.get("old_database").and_then(Value::as_str) {
+            Some(old) => writeln!(said, "the old database is kept as {old}, until somebody drops it"),
+            None => writeln!(said, "the old database is dropped"),
+        };
+    }
     let number = |value: Option<&Value>| value.and_then(Value::as_u64).unwrap_or_default();
     if let Some(resumed) = restored.target.get("resumed").filter(|resumed| resumed.is_object()) {
         let (parts, done) = (number(resumed.get("parts")), number(resumed.get("done")));

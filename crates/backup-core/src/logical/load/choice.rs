@@ -246,7 +246,10 @@ impl<'a> Closure<'a> {
         let root = self.roots.get(&entry.id);
         let known =
             |id: &i32| self.by_id.contains_key(id) && !self.there.contains(id) && !self.outside.contains(id);
-        let needed = entry.dependencies.iter().chain(schema).copied();
+        // What belongs to another table comes with it, or is there with it.
+        let of_table =
+            |id: &i32| self.by_id.get(id).is_some_and(|e| belongs_to_table(&e.kind) && e.kind != "DEFAULT");
+        let needed = entry.dependencies.iter().filter(|id| !of_table(id)).chain(schema).copied();
         needed.filter(|id| known(id) && root != Some(id)).collect()
     }
 

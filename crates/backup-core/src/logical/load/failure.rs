@@ -25,7 +25,10 @@ impl std::fmt::Display for Failure {
 
 /// `TABLE public.people (of anna)`
 pub(super) fn describe(entry: &Entry) -> String {
-    let (schema, name) = (entry.schema_text(), entry.name_text());
+    let name = entry.name_text();
+    // What they are of stands in the name.
+    let named = matches!(entry.kind.as_str(), "COMMENT" | "ACL" | "SECURITY LABEL");
+    let schema = if named { String::new() } else { entry.schema_text() };
     let dot = if schema.is_empty() { "" } else { "." };
     let owner = String::from_utf8_lossy(entry.owner.as_deref().unwrap_or_default()).into_owned();
     let of = if owner.is_empty() { String::new() } else { format!(" (of {owner})") };
@@ -33,27 +36,58 @@ pub(super) fn describe(entry: &Entry) -> String {
 }
 
 /// Reads the words of `pg_restore` (`warn_or_exit_horribly` in pg_backup_archiver.c, PostgreSQL 15 to 18): a line
-/// "from TOC entry 215; 1259 16388 TABLE people anna" goes before the error of the object.
+/// "from TOC entry 215; 1259 16388 TABLE people anna" goes before the error of the object. With several jobs it is
+/// missing, and the statement tells which object it is.
 pub(super) fn failures(words: &str, toc: &Toc) -> Vec<Failure> {
     let mut found: Vec<Failure> = Vec::new();
     let mut object = None;
+    let mut command = String::new();
     for line in words.lines() {
-        if let Some((_, rest)) = line.split_once("from TOC entry ") {
-            let id = rest.split(';').next().and_then(|id| id.trim().parse().ok());
-            object = id.and_then(|id| toc.entry(id)).map(describe);
-        } else if let Some((_, said)) = line.split_once("error: ").filter(|(tool, _)| is_tool(tool)) {
+        if let Some((_, said)) = line.split_once("error: ").filter(|(tool, _)| is_tool(tool)) {
+            name(&mut found, &mut command, toc);
             let said = said.split_once("ERROR:").map_or(said, |(_, message)| message).trim();
             // What follows from an error that is known.
             if !said.starts_with("a worker process died") {
                 found.push(Failure { object: object.take(), message: said.to_owned() });
             }
-        } else if let (Some(detail), Some(last)) = (line.strip_prefix("DETAIL:"), found.last_mut()) {
-            last.message = format!("{} ({})", last.message, detail.trim());
+        } else if is_tool(line.split_inclusive(':').next().unwrap_or_default()) {
+            name(&mut found, &mut command, toc);
+            let id = line.split_once("from TOC entry ").and_then(|(_, rest)| rest.split(';').next());
+            object = id
+                .and_then(|id| id.trim().parse().ok())
+                .and_then(|id| toc.entry(id))
+                .map(describe)
+                .or(object);
         } else if let Some((_, said)) = line.split_once("ERROR:").filter(|_| line.starts_with("psql:")) {
             found.push(Failure { object: None, message: said.trim().to_owned() });
+        } else if let Some(first) = line.strip_prefix("Command was: ") {
+            first.clone_into(&mut command);
+        } else if !command.is_empty() {
+            command.push('\n');
+            command.push_str(line);
+        } else if let (Some(detail), Some(last)) = (line.strip_prefix("DETAIL:"), found.last_mut()) {
+            last.message = format!("{} ({})", last.message, detail.trim());
         }
     }
+    name(&mut found, &mut command, toc);
     found
+}
+
+/// Names the object of the last failure by the statement that failed, where nothing else did.
+fn name(found: &mut [Failure], command: &mut String, toc: &Toc) {
+    let command = one_line(&std::mem::take(command));
+    let Some(last) = found.last_mut().filter(|last| last.object.is_none() && !command.is_empty()) else {
+        return;
+    };
+    let is_it = |entry: &&Entry| {
+        let definition = entry.definition.as_deref().unwrap_or_default();
+        one_line(&String::from_utf8_lossy(definition)).starts_with(&command)
+    };
+    last.object = toc.entries.iter().find(is_it).map(describe);
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// `pg_restore: `, and not words of a server.
@@ -105,6 +139,7 @@ mod tests {
             schema: Some(b"odd name".to_vec()),
             name: Some(b"t 1".to_vec()),
             owner: Some(b"anna".to_vec()),
+            definition: Some(b"CREATE TABLE a\n    (b int);\n".to_vec()),
             ..Entry::default()
         };
         let header = Header {
@@ -130,6 +165,9 @@ mod tests {
         assert_eq!(found[0].to_string(), "TABLE odd name.t 1 (of anna): relation \"t 1\" already exists");
         assert_eq!(found[1].to_string(), "second");
         assert!(all(&found).unwrap().to_string().starts_with("2 objects failed"));
+        let parallel = "pg_restore: error: could not execute query: ERROR:  no\nDETAIL:  Key.\nCommand was: CREATE TABLE a\n   (b int);\n\n\n\
+                        pg_restore: error: a worker process died unexpectedly";
+        assert_eq!(failures(parallel, &toc)[0].to_string(), "TABLE odd name.t 1 (of anna): no (Key.)");
         let error = Error::new(ErrorKind::ToolFailed, "pg_restore failed").caused_by(words);
         assert!(
             explain(error, &toc).to_string().starts_with("restoring TABLE odd name.t 1 (of anna): relation")
