@@ -14,6 +14,8 @@ use crate::postgres::{ConnInfo, Session, quote_identifier, quote_literal};
 const NAME_BYTES: usize = 63;
 /// How long a session may take to end.
 const TIME_TO_END: Duration = Duration::from_secs(10);
+/// How long a session that seems to end is waited for before it counts as one that stays.
+const TIME_TO_GO: Duration = Duration::from_secs(1);
 /// Settings that are lists of names (`variable_is_guc_list_quote` in dumputils.c, PostgreSQL 15 to 18).
 const LISTS: &[&str] = &[
     "local_preload_libraries",
@@ -75,7 +77,13 @@ pub(super) async fn obstacles(session: &Session, name: &str, end_sessions: bool)
     if let Some(prepared) = session.value(&sql).await? {
         found.push(format!("{name} has prepared transactions: {prepared} (commit or roll them back)"));
     }
-    let connected = connected(session, name).await?;
+    let begun = std::time::Instant::now();
+    let mut connected = connected(session, name).await?;
+    // Some are just about to end, of this process for example.
+    while !end_sessions && !connected.is_empty() && begun.elapsed() < TIME_TO_GO {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        connected = self::connected(session, name).await?;
+    }
     if !end_sessions && !connected.is_empty() {
         found.push(format!(
             "{name} is in use by {} (disconnect them, or end them with --end-sessions)",
