@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup_core::crypt::{Age, IdentityFile};
-use backup_core::logical::{Dump, Load};
+use backup_core::logical::{Dump, Load, Selection};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
 use backup_core::state::HostState;
@@ -122,9 +122,12 @@ impl Settings {
 
     /// A backup, up to what a frontend adds: repository, label, observer.
     pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
-        let builder = Backup::builder().cluster(cluster);
+        let builder = Backup::builder().cluster(cluster.clone());
         let mut builder = match what {
-            What::Database => builder.dumper(self.dumper(connection)),
+            What::Database(given) => {
+                let of_file = self.selections.get(&cluster).filter(|_| *given == Selection::default());
+                builder.dumper(self.dumper(connection).selection(of_file.unwrap_or(given).clone()))
+            }
             What::Cluster(options) => builder.dumper(options.dumper(connection)),
         };
         if let Some(method) = &self.compress {

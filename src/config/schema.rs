@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backup_core::logical::Selection;
 use backup_core::repository::ClusterName;
 use backup_core::{Error, ErrorKind, Result, codec};
 use backup_storage::StoreOptions;
@@ -83,6 +84,8 @@ struct HostTable {
 #[serde(deny_unknown_fields)]
 struct ClusterTable {
     db: String,
+    #[serde(default)]
+    select: Selection,
 }
 
 /// How a frontend encrypts and decrypts.
@@ -119,6 +122,8 @@ pub struct Settings {
     pub state: Option<PathBuf>,
     /// The clusters of the file: name, connection settings.
     pub clusters: BTreeMap<ClusterName, String>,
+    /// What of a cluster's database is dumped, where that is not everything.
+    pub selections: BTreeMap<ClusterName, Selection>,
 }
 
 impl Settings {
@@ -198,6 +203,9 @@ impl Settings {
         settings.state = file.host.state.map(|p| below(&p));
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
+            if table.select != Selection::default() {
+                settings.selections.insert(name.clone(), table.select);
+            }
             settings.clusters.insert(name, table.db);
         }
         Ok(settings)

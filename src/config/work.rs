@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_core::logical::Selection;
 use backup_core::physical::{BaseBackupDump, Parent, PhysicalPreview};
 use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
@@ -37,13 +38,19 @@ pub struct Listing {
 }
 
 /// What is backed up.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// One database, as SQL and rows.
-    #[default]
-    Database,
+    /// One database, as SQL and rows: what is selected of it. Where that is everything, the selection of the
+    /// configuration counts.
+    Database(Selection),
     /// The files of the whole cluster.
     Cluster(ClusterOptions),
+}
+
+impl Default for What {
+    fn default() -> Self {
+        Self::Database(Selection::default())
+    }
 }
 
 /// How the files of a cluster are taken.
@@ -113,7 +120,7 @@ impl Settings {
         // What would fail in the first second shall not leave a repository behind.
         let preview = async {
             match &what {
-                What::Database => self.dumper(connection.clone()).preview().await.map(|_| None),
+                What::Database(_) => self.dumper(connection.clone()).preview().await.map(|_| None),
                 What::Cluster(options) => self.preview_cluster(cluster, options, &connection).await.map(Some),
             }
         };

@@ -11,6 +11,7 @@ use pgark::{Error, ErrorKind, Result};
 
 use crate::load_args::LoadArgs;
 use crate::recovery::RecoveryArgs;
+use crate::selection_args::SelectionArgs;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
 // The comments are the help that people read in a terminal.
@@ -124,6 +125,8 @@ pub(crate) struct BackupArgs {
     /// Spreads the checkpoint at the beginning, which takes longer and disturbs less
     #[arg(long, requires = "files")]
     pub(crate) spread_checkpoint: bool,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
     /// Where the WAL is that the files need
     #[arg(long, value_enum, default_value_t, requires = "files")]
     wal: WalIn,
@@ -430,7 +433,7 @@ impl BackupArgs {
     /// What is backed up.
     pub(crate) fn what(&self) -> What {
         if !self.physical && !self.incremental {
-            return What::Database;
+            return What::Database(self.selection.selection());
         }
         let mut options = ClusterOptions::default();
         options.max_rate = self.max_rate;

@@ -6,6 +6,7 @@ mod load_args;
 mod progress;
 mod recovery;
 mod render;
+mod selection_args;
 
 use std::io::Write;
 use std::process::ExitCode;

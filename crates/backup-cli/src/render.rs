@@ -121,7 +121,7 @@ pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> Str
     for backup in backups {
         let mut row = vec![
             backup.id.to_string(),
-            shown(source(backup, "database")),
+            shown(source(backup, "database")) + if backup.is_selection() { " (part)" } else { "" },
             shown(source(backup, "server_version")),
             format!("{:.0}", backup.started),
             seconds(backup.started, backup.finished),
@@ -158,6 +158,9 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
         line("WAL", &format!("{} to {}{place}", source(backup, "start_lsn"), source(backup, "end_lsn")));
     } else {
         line("database", source(backup, "database"));
+        if backup.is_selection() {
+            line("selection", "only a part of the database is in it");
+        }
     }
     line("server", source(backup, "server_version"));
     line("system id", source(backup, "system_identifier"));

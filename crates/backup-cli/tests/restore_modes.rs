@@ -185,3 +185,47 @@ async fn a_part_is_restored_by_name() {
         .says("there already")
         .says("public.parted");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_database_is_backed_up_and_never_taken_for_all_of_it() {
+    let (server, pgark) = backed_up().await;
+    let whole = pgark.json(&["list"])["backups"][0]["id"].as_str().unwrap().to_owned();
+    let db = server.url("shop");
+    let part = pgark.json(&["backup", "--db", &db, "--table", "public.parted*", "--no-large-objects"]);
+    let part = part["backup"]["id"].as_str().unwrap().to_owned();
+    assert!(pgark.text(&["list"]).contains("shop (part)"));
+    assert!(pgark.text(&["show", &part]).contains("only a part"));
+    assert!(!pgark.text(&["show", &whole]).contains("only a part"));
+    // The newest is the part, and latest is the whole.
+    let done = pgark.json(&["restore", "latest", "--into", &server.url("shop2")]);
+    assert_eq!(done["restored"]["backup"]["id"], whole.as_str());
+    let done = pgark.json(&["restore", &part, "--into", &server.url("shop3")]);
+    assert_eq!(done["restored"]["backup"]["id"], part.as_str());
+    let tables = "SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_class WHERE relkind IN ('r', 'p') AND oid > 16000";
+    assert_eq!(sql(&server, "shop3", tables).await, [[Some("parted,parted_a,parted_b".to_owned())]]);
+    pgark
+        .fails(&["restore", &part, "--into", &db, "--swap", "--yes"], ErrorKind::Usage)
+        .says("whole database");
+    // Where there are only parts it says so.
+    let config = format!(
+        "[cluster.parts]\ndb = \"{db}\"\nselect = {{ exclude_table_data = ['public.people', 'odd*.*'] }}\n"
+    );
+    let config = pgark.write("parts.toml", &config);
+    pgark.json(&["--config", &config, "backup"]);
+    let output = pgark.run(&["--config", &config, "restore", "--into", &server.url("shop4")]);
+    assert!(
+        output.status.success() && said(&output).contains("warning: every backup here has only a part"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(sql(&server, "shop4", "SELECT count(*) FROM people").await, [[Some("0".to_owned())]]);
+    assert_eq!(sql(&server, "shop4", "SELECT count(*) FROM parted").await, [[Some("1000".to_owned())]]);
+    for (args, words) in [
+        (["--schema-only", "--data-only"].as_slice(), "cannot be used with"),
+        (&["--physical", "--table", "public.people"], "cannot be used with"),
+        (&["--table", "public.nothing"], "no matching tables"),
+    ] {
+        let output = pgark.run(&[&["backup", "--db", &db], args].concat());
+        assert!(!output.status.success() && said(&output).contains(words), "{args:?}: {}", said(&output));
+    }
+}

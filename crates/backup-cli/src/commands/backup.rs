@@ -55,7 +55,7 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
     let what = args.what();
     let memory = settings.backup(cluster.clone(), connection.clone(), &what)?.memory(&*settings.store()?)?;
     let (preview, words) = match &what {
-        What::Database => {
+        What::Database(_) => {
             let preview = settings.dumper(connection).preview().await?;
             let words = format!(
                 "database {} of PostgreSQL {} with pg_dump {}, about {}",
@@ -93,6 +93,6 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
         b(memory.compression),
         b(memory.encryption),
         b(memory.dumper),
-        if what == What::Database { "; pg_dump takes its own" } else { "" },
+        if matches!(what, What::Database(_)) { "; pg_dump takes its own" } else { "" },
     ))
 }

@@ -6,13 +6,13 @@ use pgark::config::Settings;
 use pgark::physical::{DataDirectory, KIND, Recovery, Target, span};
 use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
-use pgark::{CancellationToken, Repository, Restore, Restored, Restorer, Result};
+use pgark::{CancellationToken, Event, Repository, Restore, Restored, Restorer, Result};
 use serde_json::{Value, json};
 
 use super::confirm::confirm;
 use super::{catalog, find, with_settings};
 use crate::args::{Cli, RestoreArgs, apply_jobs};
-use crate::render;
+use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
     let mut settings = cli.settings()?;
@@ -26,7 +26,7 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     let builder = Restore::builder();
     let (builder, record) = if let Some(into) = &args.into {
         let target = ConnInfo::parse(into)?;
-        let record = find(&repository, &catalog, args.backup.as_deref().unwrap_or("latest")).await?;
+        let record = wanted(cli, args, &repository, &catalog).await?;
         variables.push(("PGARK_DATABASE", target.database().to_owned()));
         let (existing, options) = (args.load.existing()?, args.load.options());
         let load = settings.restorer(target).options(options.clone()).existing(existing);
@@ -63,6 +63,23 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
         Some(recovered) if !cli.quiet => render::print(&recovered_text(&recovered)),
         _ => Ok(()),
     }
+}
+
+/// The backup for a database: `latest` is the newest that has all of it.
+async fn wanted(
+    cli: &Cli,
+    args: &RestoreArgs,
+    repository: &Repository,
+    catalog: &Catalog,
+) -> Result<BackupRecord> {
+    let wanted = args.backup.as_deref().unwrap_or("latest");
+    let latest = catalog.latest_whole(pgark::logical::KIND).filter(|_| wanted == "latest");
+    let Some(latest) = latest else { return find(repository, catalog, wanted).await };
+    if latest.is_selection() {
+        let message = format!("every backup here has only a part of its database, {} too", latest.id);
+        progress::observer(cli.quiet, cli.json).event(&Event::Warning { message });
+    }
+    repository.record(catalog.cluster(), &latest.id).await
 }
 
 fn recovered_text(recovered: &Recovered) -> String {
