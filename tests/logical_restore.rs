@@ -180,6 +180,53 @@ async fn a_schema_comes_with_what_it_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_schema_gets_another_name() {
+    let shop = Shop::new().await;
+    let rename = |names: &[(&str, &str)]| {
+        options(|o| {
+            o.rename_schemas = names.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        })
+    };
+    // Beside the one that is there, with what it needs.
+    let into_shop = shop.load("shop").options(rename(&[("Odd shop", "then"), ("public", "public then")]));
+    shop.restore(into_shop).await.unwrap();
+    for (table, copy) in [
+        ("public.orders", "\"public then\".orders"),
+        ("\"Odd shop\".\"items, more\"", "\"then\".\"items, more\""),
+        ("\"Odd shop\".totals", "\"then\".totals"),
+        ("\"Odd shop\".parted", "\"then\".parted"),
+    ] {
+        let sum =
+            |table| format!("SELECT count(*)::text || sum(hashtextextended(t::text, 7)) FROM {table} t");
+        assert_eq!(shop.value("shop", &sum(table)).await, shop.value("shop", &sum(copy)).await, "{table}");
+    }
+    let keys = "SELECT string_agg(conrelid::regclass || ' ' || confrelid::regclass, '; ' ORDER BY 1) FROM pg_constraint \
+                WHERE contype = 'f' AND connamespace = '\"public then\"'::regnamespace";
+    assert_eq!(shop.value("shop", keys).await, "\"public then\".orders \"public then\".customers");
+    let next = "INSERT INTO \"public then\".orders (customer, note) VALUES (1, 'x') RETURNING id";
+    assert_eq!(shop.value("shop", next).await, "301");
+    assert_eq!(shop.databases().await, ["shop"], "the scratch database is gone");
+    let again = shop.load("shop").options(rename(&[("Odd shop", "then")]));
+    shop.fails(again, ErrorKind::Unsupported, &["the schema then is there already"]).await;
+    // One table, which refers to one that stays behind.
+    let mut one = rename(&[("public", "one")]);
+    one.tables = vec!["public.orders".parse().unwrap()];
+    shop.restore(shop.load("shop").options(one)).await.unwrap();
+    assert_eq!(shop.value("shop", "SELECT count(*) FROM one.orders").await, "300");
+    assert_eq!(
+        shop.value(
+            "shop",
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'one'::regnamespace AND relkind = 'r'"
+        )
+        .await,
+        "1"
+    );
+    // In a new database.
+    shop.restore(shop.load("new").options(rename(&[("Odd shop", "then")]))).await.unwrap();
+    assert_eq!(shop.value("new", "SELECT count(*) FROM \"then\".\"items, more\"").await, "500");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_fails_in_the_middle_of_adding_is_taken_back() {
     let shop = Shop::new().await;
     shop.sql("postgres", "CREATE DATABASE live").await;

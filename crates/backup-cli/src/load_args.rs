@@ -18,6 +18,10 @@ pub(crate) struct LoadArgs {
     /// Only this schema, and what it needs (may be given several times)
     #[arg(long, value_name = "NAME", requires = "into")]
     schema: Vec<String>,
+    /// A schema gets another name. In a database with other things in it only what is renamed is restored where nothing
+    /// else is named; the definitions are made in a scratch database first (may be given several times)
+    #[arg(long, value_name = "OLD=NEW", requires = "into", conflicts_with = "data_only", value_parser = names)]
+    rename_schema: Vec<(String, String)>,
     /// Definitions only, no rows
     #[arg(long, requires = "into", conflicts_with = "data_only")]
     schema_only: bool,
@@ -80,6 +84,7 @@ impl LoadArgs {
         let mut options = LoadOptions::default();
         options.tables.clone_from(&self.table);
         options.schemas.clone_from(&self.schema);
+        options.rename_schemas.clone_from(&self.rename_schema);
         options.schema_only = self.schema_only;
         options.data_only = self.data_only;
         options.disable_triggers = self.disable_triggers;
@@ -109,5 +114,13 @@ impl LoadArgs {
     /// Whether sessions in the way are ended.
     pub(crate) fn end_sessions(&self) -> bool {
         self.end_sessions
+    }
+}
+
+/// `OLD=NEW`
+fn names(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        _ => Err("write OLD=NEW".to_owned()),
     }
 }

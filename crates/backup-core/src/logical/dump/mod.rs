@@ -201,6 +201,13 @@ impl Dump {
     }
 }
 
+/// What `pg_dump` writes of the session's database.
+pub(super) async fn read_definitions(session: &Session, major: u32, tools: &Tools, ctx: &Ctx) -> Result<Toc> {
+    let tool = tools.find("pg_dump", major)?;
+    let snapshot = Snapshot::take(session, major).await?;
+    toc::read(&tool, session.info(), &snapshot.name, &Selection::default(), ctx).await.map(|(toc, _)| toc)
+}
+
 struct Frozen {
     snapshot: Snapshot,
     toc: Toc,

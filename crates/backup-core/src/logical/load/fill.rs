@@ -10,6 +10,7 @@ use super::definitions::Definitions;
 use super::failure::Failure;
 use super::options::LoadOptions;
 use super::plan::{Plan, Task};
+use super::rename::Renamed;
 use super::target::Target;
 use super::worker::Work;
 use super::{order, rows, timescale};
@@ -28,6 +29,8 @@ pub(super) struct Fill<'a> {
     pub(super) options: &'a LoadOptions,
     /// Whether everything in the database is of this restore.
     pub(super) fresh: bool,
+    /// Where schemas get other names, the backup's own table of contents, and the rows' entries with the new names.
+    pub(super) renamed: Option<&'a Renamed>,
 }
 
 /// What came of it.
@@ -56,7 +59,10 @@ impl Fill<'_> {
             if !self.options.schema_only {
                 filled.words.extend(definitions.beside(ctx).await?);
                 let sessions = rows::sessions(&session, &self.encoding(), self.options, ctx.jobs).await?;
-                let wanted = |id: i32| self.choice.has(id);
+                let wanted = |id: i32| match self.renamed {
+                    Some(renamed) => renamed.rows.contains_key(&id),
+                    None => self.choice.has(id),
+                };
                 self.rows(sessions, &wanted, ctx.jobs, &mut filled, ctx).await?;
             }
             filled.words.extend(definitions.after(ctx).await?);
@@ -125,7 +131,16 @@ impl Fill<'_> {
         filled: &mut Filled,
         ctx: &Ctx,
     ) -> Result<Vec<CopySession>> {
-        let Plan { tables, first, then } = Plan::new(self.toc, self.database, &**self.source, jobs, wanted)?;
+        // Rows have the numbers that their entries have in the backup.
+        let of_backup = self.renamed.map_or(self.toc, |renamed| &renamed.toc);
+        let plan = Plan::new(of_backup, self.database, &**self.source, jobs, wanted)?;
+        let Plan { mut tables, first, then } = plan;
+        for (id, table) in &mut tables {
+            if let Some(entry) = self.renamed.and_then(|renamed| renamed.rows.get(id)) {
+                table.name = format!("{}.{}", entry.schema_text(), entry.name_text());
+                table.entry = entry.clone();
+            }
+        }
         let (mut large_objects, mut tasks) = (VecDeque::new(), VecDeque::new());
         for task in then {
             if matches!(task, Task::LargeObjects(_)) {
@@ -155,6 +170,9 @@ impl Fill<'_> {
     async fn afterwards(&self, session: &Session, ctx: &Ctx) -> Result<()> {
         let names = if self.fresh {
             rows::tables(session).await?
+        } else if let Some(renamed) = self.renamed {
+            let name = |entry: &Entry| String::from_utf8_lossy(&entry.qualified()).into_owned();
+            renamed.rows.values().map(name).collect()
         } else {
             self.tables().map(|(_, entry)| String::from_utf8_lossy(&entry.qualified()).into_owned()).collect()
         };

@@ -11,6 +11,7 @@ mod options;
 mod order;
 mod plan;
 mod preflight;
+mod rename;
 mod rows;
 mod swap;
 mod target;
@@ -64,6 +65,9 @@ pub enum Existing {
         drop_old: bool,
     },
 }
+
+/// The entries of a database that has nothing.
+static NOTHING: std::sync::LazyLock<HashSet<i32>> = std::sync::LazyLock::new(HashSet::new);
 
 /// What comes of the target and this restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,11 +206,18 @@ impl Load {
             Way::Add => there::there(&self.connection.connect().await?, &toc).await?,
             _ => HashSet::new(),
         };
-        let choice = Choice::new(&toc, &self.options, &there)?;
+        let renames = way == Way::Add && !self.options.rename_schemas.is_empty();
+        // A scratch database has nothing that the target has.
+        let asked = if renames { rename::selection(&self.options) } else { self.options.clone() };
+        let choice = Choice::new(&toc, &asked, if renames { &NOTHING } else { &there })?;
         let creates = ground.database.is_none() || matches!(way, Way::Swap { .. });
         let mut findings = preflight::check(&ground, &toc, &choice, database, &self.options, creates).await?;
         match way {
             Way::Fresh => {}
+            Way::Add if renames => {
+                let session = self.connection.connect().await?;
+                findings.problems.extend(rename::obstacles(&session, &self.options).await?);
+            }
             Way::Add => findings.problems.extend(add::obstacles(&toc, &choice, &there, &self.options)),
             Way::Swap { .. } => {
                 let found = swap::obstacles(&ground.maintenance, &ground.name, self.end_sessions).await?;
@@ -215,6 +226,20 @@ impl Load {
         }
         warn(findings.into_warnings()?, ctx);
         warn(choice.left_out.clone(), ctx);
+        let mut renamed = None;
+        let (mut toc, mut choice, mut there) = (toc, choice, there);
+        if renames {
+            let mut new =
+                rename::in_scratch(&ground, database, &toc, &choice, &asked, &self.tools, ctx).await?;
+            there = there::there(&self.connection.connect().await?, &new.toc).await?;
+            choice = Choice::new(&new.toc, &new.options, &there)?;
+            let mut found = preflight::Findings::default();
+            found.problems = add::obstacles(&new.toc, &choice, &there, &new.options);
+            found.into_warnings()?;
+            new.keep(&choice);
+            std::mem::swap(&mut toc, &mut new.toc);
+            renamed = Some(new);
+        }
         let target = match way {
             Way::Swap { .. } => {
                 let name = swap::new_name(&ground.name);
@@ -231,9 +256,13 @@ impl Load {
             tools: &self.tools,
             options: &self.options,
             fresh: way != Way::Add,
+            renamed: renamed.as_ref(),
         };
         let done = async {
             let filled = fill.run(ctx).await?;
+            if way != Way::Add {
+                rename::at_the_end(&target.info().connect().await?, &self.options).await?;
+            }
             let Way::Swap { drop_old } = way else { return Ok((filled, None)) };
             fill.compare(ctx).await?;
             let swapped = swap::swap(&target, &self.connection, self.end_sessions, drop_old, ctx).await?;

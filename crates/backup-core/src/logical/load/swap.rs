@@ -28,8 +28,17 @@ const LISTS: &[&str] = &[
 
 /// `NAME_pgark_new_7qd2k4…`
 pub(super) fn new_name(name: &str) -> String {
+    random_name(name, "new")
+}
+
+/// `NAME_pgark_scratch_7qd2k4…`
+pub(super) fn scratch_name(name: &str) -> String {
+    random_name(name, "scratch")
+}
+
+fn random_name(name: &str, what: &str) -> String {
     let id = ulid::Ulid::generate().to_string().to_lowercase();
-    with_end(name, &format!("_pgark_new_{}", &id[id.len() - 8..]))
+    with_end(name, &format!("_pgark_{what}_{}", &id[id.len() - 8..]))
 }
 
 /// `NAME_pgark_old_20261121t181500z`
