@@ -268,7 +268,7 @@ impl<'a> Closure<'a> {
                     && !self.there.contains(&table);
                 absent.then_some(table)
             });
-            match missing.filter_map(|id| self.by_id.get(&id)).next() {
+            match { missing }.find_map(|id| self.by_id.get(&id)) {
                 None => {
                     self.outside.remove(&entry.id);
                     self.inside.insert(entry.id);

@@ -18,6 +18,15 @@ use crate::postgres::{ConnInfo, Process, ProcessRun, Tool, Tools};
 /// Memory of the sessions that build indexes, together; PostgreSQL's own setting counts where it is higher.
 const INDEX_MEMORY_MIB: usize = 512;
 
+/// Whether an entry stands in a list.
+fn is_of(list: &str, entry: &Entry) -> bool {
+    match list {
+        WITHOUT_ROWS => entry.kind != TABLE_DATA && entry.kind != BLOBS,
+        VIEWS => entry.kind == "MATERIALIZED VIEW DATA",
+        _ => true,
+    }
+}
+
 /// What restores the definitions of one database.
 pub(super) struct Definitions<'a> {
     folder: TempDir,
@@ -56,14 +65,12 @@ impl<'a> Definitions<'a> {
             .map_err(|e| Error::io("making a temporary folder for the table of contents", e))?;
         write(folder.path(), "toc.dat", &toc.to_bytes())?;
         // Definitions of large objects and sequences' values are among the data, and need no file.
-        let lists: [(&str, &dyn Fn(&Entry) -> bool); 3] = [
-            (ALL, &|_| true),
-            (WITHOUT_ROWS, &|entry| entry.kind != TABLE_DATA && entry.kind != BLOBS),
-            (VIEWS, &|entry| entry.kind == "MATERIALIZED VIEW DATA"),
-        ];
-        for (name, is_of) in lists {
-            let entries = toc.entries.iter().filter(|entry| choice.has(entry.id) && is_of(entry));
-            let list: String = entries.map(|entry| format!("{};\n", entry.id)).collect();
+        for name in [ALL, WITHOUT_ROWS, VIEWS] {
+            let mut list = String::new();
+            for entry in toc.entries.iter().filter(|entry| choice.has(entry.id) && is_of(name, entry)) {
+                list += &entry.id.to_string();
+                list += ";\n";
+            }
             write(folder.path(), name, list.as_bytes())?;
         }
         let failures = Mutex::default();

@@ -35,7 +35,7 @@ pub(super) fn describe(entry: &Entry) -> String {
     format!("{} {schema}{dot}{name}{of}", entry.kind)
 }
 
-/// Reads the words of `pg_restore` (`warn_or_exit_horribly` in pg_backup_archiver.c, PostgreSQL 15 to 18): a line
+/// Reads the words of `pg_restore` (`warn_or_exit_horribly` in `pg_backup_archiver.c`, PostgreSQL 15 to 18): a line
 /// "from TOC entry 215; 1259 16388 TABLE people anna" goes before the error of the object. With several jobs it is
 /// missing, and the statement tells which object it is.
 pub(super) fn failures(words: &str, toc: &Toc) -> Vec<Failure> {

@@ -144,9 +144,9 @@ impl Fill<'_> {
         let (mut large_objects, mut tasks) = (VecDeque::new(), VecDeque::new());
         for task in then {
             if matches!(task, Task::LargeObjects(_)) {
-                large_objects.push_back(task)
+                large_objects.push_back(task);
             } else {
-                tasks.push_back(task)
+                tasks.push_back(task);
             }
         }
         tasks.append(&mut large_objects);

@@ -226,7 +226,7 @@ impl Load {
         }
         warn(findings.into_warnings()?, ctx);
         warn(choice.left_out.clone(), ctx);
-        let mut renamed = None;
+        let mut other_names = None;
         let (mut toc, mut choice, mut there) = (toc, choice, there);
         if renames {
             let mut new =
@@ -238,7 +238,7 @@ impl Load {
             found.into_warnings()?;
             new.keep(&choice);
             std::mem::swap(&mut toc, &mut new.toc);
-            renamed = Some(new);
+            other_names = Some(new);
         }
         let target = match way {
             Way::Swap { .. } => {
@@ -256,7 +256,7 @@ impl Load {
             tools: &self.tools,
             options: &self.options,
             fresh: way != Way::Add,
-            renamed: renamed.as_ref(),
+            renamed: other_names.as_ref(),
         };
         let done = async {
             let filled = fill.run(ctx).await?;
