@@ -122,11 +122,12 @@ impl Settings {
 
     /// A backup, up to what a frontend adds: repository, label, observer.
     pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
-        let builder = Backup::builder().cluster(cluster.clone());
+        let of_file = self.selections.get(&cluster).cloned();
+        let builder = Backup::builder().cluster(cluster);
         let mut builder = match what {
             What::Database(given) => {
-                let of_file = self.selections.get(&cluster).filter(|_| *given == Selection::default());
-                builder.dumper(self.dumper(connection).selection(of_file.unwrap_or(given).clone()))
+                let of_file = of_file.filter(|_| *given == Selection::default());
+                builder.dumper(self.dumper(connection).selection(of_file.unwrap_or_else(|| given.clone())))
             }
             What::Cluster(options) => builder.dumper(options.dumper(connection)),
         };

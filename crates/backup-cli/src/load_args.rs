@@ -63,6 +63,13 @@ pub(crate) struct LoadArgs {
     /// The same as --swap --drop-old
     #[arg(long, requires = "into", conflicts_with = "swap")]
     replace: bool,
+    /// Drops the objects of the backup that are there, and makes them anew; what is not in the backup stays. A backup of
+    /// the database is made first, and brings it back when the restore fails
+    #[arg(long, requires = "into", conflicts_with_all = ["swap", "replace", "data_only", "rename_schema", "keep_going"])]
+    clean: bool,
+    /// Makes no backup of the database first
+    #[arg(long, requires = "clean")]
+    no_safety_backup: bool,
     /// Ends sessions that are in the way of the swap, and keeps new ones out meanwhile
     #[arg(long, requires = "into")]
     end_sessions: bool,
@@ -100,6 +107,9 @@ impl LoadArgs {
 
     /// What is done where the database exists.
     pub(crate) fn existing(&self) -> Result<Existing> {
+        if self.clean {
+            return Ok(Existing::Clean);
+        }
         if self.end_sessions && !self.swap && !self.replace {
             return Err(Error::new(ErrorKind::Usage, "sessions are only in the way of a swap")
                 .with_hint("leave --end-sessions out, or add --swap or --replace"));
@@ -109,6 +119,11 @@ impl LoadArgs {
         } else {
             Existing::Refuse
         })
+    }
+
+    /// Whether the database is backed up first.
+    pub(crate) fn safety_backup(&self) -> bool {
+        self.clean && !self.no_safety_backup
     }
 
     /// Whether sessions in the way are ended.

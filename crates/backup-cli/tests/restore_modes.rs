@@ -163,6 +163,53 @@ async fn commands_run_around_a_restore() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn objects_are_made_anew_and_come_back_when_that_fails() {
+    let (server, pgark) = backed_up().await;
+    let into = server.url("shop");
+    let before = fingerprint(&connect(&into).await).await;
+    let first = pgark.json(&["list"])["backups"][0]["id"].as_str().unwrap().to_owned();
+    sql(
+        &server,
+        "shop",
+        "DELETE FROM \"odd \"\"name\"\"\".\"t 1\"; CREATE TABLE since (x int); DROP VIEW adults",
+    )
+    .await;
+    let clean = ["restore", &first, "--into", &into, "--clean", "--yes"];
+    let done = pgark.json(&clean);
+    let safety = done["restored"]["target"]["safety_backup"].as_str().unwrap();
+    assert!(pgark.text(&["show", safety]).contains(&format!("before restore of {first}")));
+    assert_eq!(count(&server, "since").await, "0");
+    sql(&server, "shop", "DROP TABLE since").await;
+    assert_eq!(fingerprint(&connect(&into).await).await, before);
+    // Where something else depends on them, nothing is dropped.
+    sql(&server, "shop", "CREATE VIEW mine AS SELECT * FROM people; DELETE FROM parted").await;
+    let failed =
+        cli::failure(&pgark.run(&[&clean[..], &["--no-safety-backup"]].concat()), ErrorKind::Database);
+    failed.says("dropping TABLE public.people").says("nothing was changed");
+    assert_eq!(count(&server, "mine").await, "100");
+    // A failure after that brings everything back.
+    sql(&server, "shop", "DROP VIEW mine; CREATE TABLE since (x int)").await;
+    let tool = pgark.write(
+        "bin/pg_restore",
+        &format!(
+            "#!/bin/sh\n[ -e used ] || for arg; do [ \"$arg\" = --section=post-data ] && touch used && kill -9 $$; done\nexec {}/pg_restore \"$@\"\n",
+            server.bin().display()
+        ),
+    );
+    std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink(server.bin().join("pg_dump"), pgark.path("bin/pg_dump")).unwrap();
+    let failed =
+        cli::failure(&pgark.run(&[&clean[..], &["--pg-bin", "bin"]].concat()), ErrorKind::ToolFailed);
+    failed.says("killed by signal 9").says("the database was brought back from backup");
+    assert_eq!(
+        (count(&server, "since").await, count(&server, "people").await),
+        ("0".to_owned(), "100".to_owned())
+    );
+    assert_eq!(count(&server, "parted").await, "0");
+    assert_eq!(databases(&server).await, ["shop"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_part_is_restored_by_name() {
     let (server, pgark) = backed_up().await;
     let into = server.url("shop_part");

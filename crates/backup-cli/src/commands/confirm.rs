@@ -68,6 +68,9 @@ fn what(
             Some(format!("will be replaced by backup {id} and kept under another name"))
         }
         _ if prospect.empty => None,
+        Existing::Clean => {
+            Some(format!("will lose the objects of backup {id} that it has, and get them anew"))
+        }
         _ if options.data_only => Some(format!("will get the rows of backup {id}")),
         _ if options.adds() => Some(format!("will get objects of backup {id}")),
         _ => None,

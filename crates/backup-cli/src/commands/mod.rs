@@ -8,6 +8,7 @@ mod init;
 mod key;
 mod list;
 mod restore;
+mod safety;
 mod show;
 mod verify;
 pub(crate) mod wal;
@@ -30,7 +31,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Backup(args) => backup::run(&cli, args, cancel).await?,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args).await?,
-        Command::Restore(args) => restore::run(&cli, args, cancel).await?,
+        Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,

@@ -10,6 +10,7 @@ use pgark::{CancellationToken, Event, Repository, Restore, Restored, Restorer, R
 use serde_json::{Value, json};
 
 use super::confirm::confirm;
+use super::safety::Safety;
 use super::{catalog, find, with_settings};
 use crate::args::{Cli, RestoreArgs, apply_jobs};
 use crate::{progress, render};
@@ -23,6 +24,7 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     settings.hooks.before = args.load.before.clone().or(settings.hooks.before);
     settings.hooks.after = args.load.after.clone().or(settings.hooks.after);
     let mut variables = Vec::new();
+    let mut to_back_up = None;
     let builder = Restore::builder();
     let (builder, record) = if let Some(into) = &args.into {
         let target = ConnInfo::parse(into)?;
@@ -32,7 +34,9 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
         let load = settings.restorer(target).options(options.clone()).existing(existing);
         let load = load.end_sessions(args.load.end_sessions());
         if load.accepts(&record.kind) {
-            confirm(&load.prospect().await?, &record, existing, &options, args.load.yes, cancel).await?;
+            let prospect = load.prospect().await?;
+            confirm(&prospect, &record, existing, &options, args.load.yes, cancel).await?;
+            to_back_up = Some((into, load.clone())).filter(|_| args.load.safety_backup() && !prospect.empty);
         }
         (builder.backup(repository, record.clone()).restorer(load), record)
     } else {
@@ -46,9 +50,25 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     variables.push(("PGARK_BACKUP", record.id.to_string()));
     let begun = Instant::now();
     let restore = with_settings(builder, cli, &settings)?.build()?;
-    let restored = settings.hooks.around(&variables, restore.run(cancel), cancel).await?;
+    let work = async {
+        let Some((into, load)) = to_back_up else { return Ok((restore.run(cancel).await?, None)) };
+        let (cluster, observer) = (cli.cluster(&settings)?, progress::observer(cli.quiet, cli.json));
+        let safety = Safety::make(&settings, &cluster, into, &record, observer, cancel).await?;
+        match restore.run(cancel).await {
+            Ok(mut restored) => {
+                restored.target.insert("safety_backup".to_owned(), json!(safety.record.id));
+                Ok((restored, Some(safety.record.id.clone())))
+            }
+            Err(error) if !load.has_cleared() => Err(error),
+            Err(error) => Err(safety.back(error, args.load.end_sessions()).await),
+        }
+    };
+    let (restored, safety) = Box::pin(settings.hooks.around(&variables, work, cancel)).await?;
     if !cli.json && !cli.quiet {
         render::print(&text(args, &restored, begun))?;
+        if let Some(id) = safety {
+            render::print(&format!("as it was before, the database is in backup {id}\n"))?;
+        }
     }
     let recovered = match &args.target_dir {
         Some(folder) if args.recovery.start => {

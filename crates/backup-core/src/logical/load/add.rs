@@ -9,6 +9,7 @@ use super::options::LoadOptions;
 use super::target::Target;
 use super::there;
 use crate::error::{Error, Result};
+use crate::postgres::Session;
 
 /// What keeps the objects from being made, a line each.
 pub(super) fn obstacles(
@@ -83,4 +84,48 @@ async fn take_back(target: &Target, toc: &Toc, choice: &Choice, there: &HashSet<
     }
     let left = there::there(&session, toc).await?;
     Ok(toc.entries.iter().filter(made).filter(|e| left.contains(&e.id)).map(describe).collect())
+}
+
+/// Drops what the backup brings, in one transaction: all of it or, where something else depends on it, nothing.
+pub(super) async fn clear(session: &Session, toc: &Toc, choice: &Choice, there: &HashSet<i32>) -> Result<()> {
+    session.rows("BEGIN").await?;
+    for entry in toc.entries.iter().rev().filter(|entry| choice.has(entry.id)) {
+        let Some(drop) = drop_of(entry) else { continue };
+        let must = there.contains(&entry.id) && entry.kind != "SCHEMA";
+        if must {
+            session.rows(&drop).await.map_err(|e| {
+                e.doing(format!("dropping {}; nothing was changed", describe(entry)))
+                    .with_hint("drop what depends on it, or restore with --swap")
+            })?;
+        } else if !there::is_known(entry) || there.contains(&entry.id) {
+            // It may not be there, or a schema may have other things in it.
+            session.rows("SAVEPOINT maybe").await?;
+            let undo = if session.rows(&drop).await.is_ok() { "RELEASE maybe" } else { "ROLLBACK TO maybe" };
+            session.rows(undo).await?;
+        }
+    }
+    session.rows("COMMIT").await.map(drop)
+}
+
+/// The statement that drops an object, where it does not go with its table.
+fn drop_of(entry: &Entry) -> Option<String> {
+    let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+    match entry.kind.as_str() {
+        // OIDs, one a line; from 17 on many in one entry.
+        "BLOB METADATA" | "BLOB" => {
+            let oids =
+                if entry.kind == "BLOB" { entry.name_text() } else { text(entry.definition.as_deref()) };
+            let oids: Vec<&str> =
+                oids.split_whitespace().filter(|oid| oid.bytes().all(|b| b.is_ascii_digit())).collect();
+            (!oids.is_empty()).then(|| {
+                format!(
+                    "SELECT pg_catalog.lo_unlink(oid) FROM pg_catalog.pg_largeobject_metadata WHERE oid IN ({})",
+                    oids.join(", ")
+                )
+            })
+        }
+        "EXTENSION" | "INDEX" | "STATISTICS" | "CONSTRAINT" | "CHECK CONSTRAINT" | "TRIGGER" | "RULE"
+        | "POLICY" => None,
+        _ => Some(text(entry.drop.as_deref())).filter(|drop| !drop.is_empty()),
+    }
 }

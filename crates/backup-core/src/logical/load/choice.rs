@@ -89,6 +89,21 @@ impl Choice {
     }
 }
 
+impl Choice {
+    /// Leaves out schemas and extensions that are there, and what belongs to them.
+    pub(super) fn without_shared(&mut self, toc: &Toc, there: &HashSet<i32>) {
+        let shared = |id: &i32| there.contains(id) && toc.entry(*id).is_some_and(is_shared);
+        let out: HashSet<i32> = toc
+            .entries
+            .iter()
+            .filter(|e| shared(&e.id) || (belongs_to_any(&e.kind) && e.dependencies.iter().any(shared)))
+            .map(|e| e.id)
+            .collect();
+        let entries = self.entries.get_or_insert_with(|| toc.entries.iter().map(|e| e.id).collect());
+        entries.retain(|id| !out.contains(id));
+    }
+}
+
 /// Objects that several restores may meet in a database.
 fn is_shared(entry: &Entry) -> bool {
     matches!(entry.kind.as_str(), "SCHEMA" | "EXTENSION")

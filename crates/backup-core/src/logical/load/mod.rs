@@ -21,6 +21,7 @@ mod worker;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -49,6 +50,7 @@ pub struct Load {
     database: Option<String>,
     existing: Existing,
     end_sessions: bool,
+    cleared: Arc<AtomicBool>,
 }
 
 /// What is done where the database exists and is not empty.
@@ -64,6 +66,10 @@ pub enum Existing {
         /// Drops the old database in the end. Otherwise it is kept as `NAME_pgark_old_<time>`.
         drop_old: bool,
     },
+    /// The objects of the backup are dropped where they are there, in one transaction, and made anew. What is not in the
+    /// backup stays; where it depends on something that is, nothing is dropped. A failure after that leaves the database
+    /// without these objects: make a backup of it before.
+    Clean,
 }
 
 /// The entries of a database that has nothing.
@@ -90,6 +96,7 @@ impl Load {
             database: None,
             existing: Existing::Refuse,
             end_sessions: false,
+            cleared: Arc::default(),
         }
     }
 
@@ -126,6 +133,11 @@ impl Load {
     pub fn end_sessions(mut self, end: bool) -> Self {
         self.end_sessions = end;
         self
+    }
+
+    /// Whether a restore with [`Existing::Clean`] has dropped objects; of this value or a clone of it.
+    pub fn has_cleared(&self) -> bool {
+        self.cleared.load(Ordering::Relaxed)
     }
 
     /// Looks at the database that the restore goes into, and changes nothing.
@@ -174,6 +186,15 @@ impl Load {
             }
             return Ok(Way::Swap { drop_old });
         }
+        if self.existing == Existing::Clean && is_empty == Some(false) {
+            if self.options.data_only || !self.options.rename_schemas.is_empty() {
+                return usage(
+                    "objects are only dropped to make the same ones anew",
+                    "leave --clean out, or --data-only and --rename-schema",
+                );
+            }
+            return Ok(Way::Add);
+        }
         match is_empty {
             None if self.options.data_only => {
                 Err(Error::new(ErrorKind::NoDatabase, format!("there is no database {name}"))
@@ -214,6 +235,7 @@ impl Load {
         let mut findings = preflight::check(&ground, &toc, &choice, database, &self.options, creates).await?;
         match way {
             Way::Fresh => {}
+            Way::Add if self.existing == Existing::Clean => {}
             Way::Add if renames => {
                 let session = self.connection.connect().await?;
                 findings.problems.extend(rename::obstacles(&session, &self.options).await?);
@@ -227,15 +249,18 @@ impl Load {
         warn(findings.into_warnings()?, ctx);
         warn(choice.left_out.clone(), ctx);
         let mut other_names = None;
+        let clean = way == Way::Add && self.existing == Existing::Clean;
         let (mut toc, mut choice, mut there) = (toc, choice, there);
+        if clean {
+            (choice, there) = self.clear(&toc, &choice, &there).await?;
+        }
         if renames {
             let mut new =
                 rename::in_scratch(&ground, database, &toc, &choice, &asked, &self.tools, ctx).await?;
             there = there::there(&self.connection.connect().await?, &new.toc).await?;
             choice = Choice::new(&new.toc, &new.options, &there)?;
-            let mut found = preflight::Findings::default();
-            found.problems = add::obstacles(&new.toc, &choice, &there, &new.options);
-            found.into_warnings()?;
+            let problems = add::obstacles(&new.toc, &choice, &there, &new.options);
+            preflight::Findings { problems, ..preflight::Findings::default() }.into_warnings()?;
             new.keep(&choice);
             std::mem::swap(&mut toc, &mut new.toc);
             other_names = Some(new);
@@ -270,6 +295,10 @@ impl Load {
         };
         let (Filled { words, failures }, swapped) = match done.await {
             Ok(done) => done,
+            Err(error) if clean => {
+                let error = add::undo(&target, &toc, &choice, &there, &self.options, error).await;
+                return Err(error.doing("the objects of the backup are dropped"));
+            }
             Err(error) if way == Way::Add => {
                 return Err(add::undo(&target, &toc, &choice, &there, &self.options, error).await);
             }
@@ -287,6 +316,22 @@ impl Load {
             told.insert("old_database".to_owned(), swapped.kept.into());
         }
         Ok(told)
+    }
+
+    /// Drops what is made anew. What is left to restore, and what is there now.
+    async fn clear(
+        &self,
+        toc: &Toc,
+        choice: &Choice,
+        there: &HashSet<i32>,
+    ) -> Result<(Choice, HashSet<i32>)> {
+        let session = self.connection.connect().await?;
+        add::clear(&session, toc, choice, there).await?;
+        self.cleared.store(true, Ordering::Relaxed);
+        let there = there::there(&session, toc).await?;
+        let mut choice = Choice::new(toc, &self.options, &there)?;
+        choice.without_shared(toc, &there);
+        Ok((choice, there))
     }
 
     /// Restores a backup of an earlier version, which is one archive.
@@ -345,12 +390,10 @@ impl Restorer for Load {
 
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
         self.options.check()?;
-        match LogicalContents::from_contents(parts.contents())? {
-            Some(contents) => self.restore_database(&parts, self.choose(&contents)?, ctx).await,
-            None => {
-                let facts = DatabaseFacts::from_contents(parts.contents())?;
-                self.restore_archive(&parts, &facts, ctx).await
-            }
+        if let Some(contents) = LogicalContents::from_contents(parts.contents())? {
+            return self.restore_database(&parts, self.choose(&contents)?, ctx).await;
         }
+        let facts = DatabaseFacts::from_contents(parts.contents())?;
+        self.restore_archive(&parts, &facts, ctx).await
     }
 }

@@ -24,7 +24,8 @@ pub(super) async fn sessions(
 ) -> Result<Vec<CopySession>> {
     let mut sql = format!("{SETTINGS}; SET client_encoding = {}", quote_literal(encoding));
     if let Some(role) = &options.role {
-        sql += &format!("; SET ROLE {}", quote_identifier(role));
+        sql += "; SET ROLE ";
+        sql += &quote_identifier(role);
     }
     if options.disable_triggers {
         sql += "; SET session_replication_role = replica";
@@ -57,7 +58,9 @@ pub(super) async fn load(
             }
         }
         let mut tasks = tokio::task::JoinSet::new();
-        workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.run())));
+        for worker in workers {
+            tasks.spawn(worker.run());
+        }
         let mut sessions = Vec::new();
         while let Some(done) = tasks.join_next().await {
             let done =

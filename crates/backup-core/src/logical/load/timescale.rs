@@ -1,4 +1,4 @@
-//! TimescaleDB wants to know when it is restored (its documentation: "Logical backups with `pg_dump` and `pg_restore`").
+//! `TimescaleDB` wants to know when it is restored (its documentation: "Logical backups with `pg_dump` and `pg_restore`").
 
 use super::super::archive::Toc;
 use super::choice::Choice;
