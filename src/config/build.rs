@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backup_core::crypt::{Age, IdentityFile};
-use backup_core::logical::{Dump, Load, ServerDump, ServerLoad};
+use backup_core::logical::{Dump, Load, Selection, ServerDump, ServerLoad};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
 use backup_core::state::HostState;
@@ -133,8 +133,13 @@ impl Settings {
 
     /// A backup, up to what a frontend adds: repository, label, observer.
     pub fn backup(&self, cluster: ClusterName, connection: ConnInfo, what: &What) -> Result<BackupBuilder> {
+        let of_file = self.clusters.get(&cluster).map(|settings| settings.select.clone());
         let builder = match what {
-            What::Database => Backup::builder().dumper(self.dumper(connection)),
+            What::Database(given) => {
+                let of_file = of_file.filter(|_| *given == Selection::default());
+                let selection = of_file.unwrap_or_else(|| given.clone());
+                Backup::builder().dumper(self.dumper(connection).selection(selection))
+            }
             What::Server(options) => Backup::builder().dumper(self.server_dumper(connection, options)),
             What::Cluster(options) => Backup::builder().dumper(options.dumper(connection)),
         };

@@ -4,11 +4,13 @@
 //! options are laid over it. `docs/configuration.md` describes the file.
 
 mod build;
+mod hooks;
 mod place;
 mod schema;
 mod wal;
 mod work;
 
+pub use hooks::Hooks;
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, ServerOptions, WalOf, What};

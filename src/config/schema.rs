@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backup_core::logical::Selection;
 use backup_core::postgres::Via;
 use backup_core::repository::ClusterName;
 use backup_core::{Error, ErrorKind, Result, codec};
@@ -8,6 +9,7 @@ use backup_storage::StoreOptions;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::hooks::Hooks;
 use super::place;
 
 /// Where the file is looked for when none is named: the first that exists.
@@ -23,6 +25,8 @@ struct File {
     encryption: EncryptionTable,
     #[serde(default)]
     backup: BackupTable,
+    #[serde(default)]
+    restore: RestoreTable,
     #[serde(default)]
     host: HostTable,
     #[serde(default)]
@@ -66,6 +70,13 @@ struct BackupTable {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
+struct RestoreTable {
+    before: Option<String>,
+    after: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct HostTable {
     state: Option<PathBuf>,
 }
@@ -75,6 +86,8 @@ struct HostTable {
 struct ClusterTable {
     db: String,
     via: Option<Spanned<String>>,
+    #[serde(default)]
+    select: Selection,
 }
 
 /// How a frontend encrypts and decrypts.
@@ -97,6 +110,8 @@ pub struct ClusterSettings {
     pub db: String,
     /// What they are seen from, and where the client tools run; this host by default.
     pub via: Option<Via>,
+    /// What of its database is dumped.
+    pub select: Selection,
 }
 
 /// Everything that a frontend needs to know.
@@ -115,6 +130,8 @@ pub struct Settings {
     pub compress: Option<String>,
     /// Folder of PostgreSQL's client tools.
     pub pg_bin: Option<PathBuf>,
+    /// Commands around a restore.
+    pub hooks: Hooks,
     /// Folder of what is kept on this host from one run to the next.
     pub state: Option<PathBuf>,
     /// Goes before what the file says of a cluster.
@@ -196,12 +213,13 @@ impl Settings {
             settings.compress = Some(compress.into_inner());
         }
         settings.pg_bin = file.backup.pg_bin.map(|p| below(&p));
+        settings.hooks = Hooks { before: file.restore.before, after: file.restore.after };
         settings.state = file.host.state.map(|p| below(&p));
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
             let via =
                 table.via.map(|via| via.get_ref().parse().map_err(|e| at(via.span(), &e))).transpose()?;
-            settings.clusters.insert(name, ClusterSettings { db: table.db, via });
+            settings.clusters.insert(name, ClusterSettings { db: table.db, via, select: table.select });
         }
         Ok(settings)
     }

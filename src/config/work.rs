@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::logical::Import;
+use backup_core::logical::{Import, Selection};
 use backup_core::physical::{BaseBackupDump, Parent, PhysicalPreview};
 use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
@@ -39,15 +39,21 @@ pub struct Listing {
 }
 
 /// What is backed up.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// One database, as SQL and rows.
-    #[default]
-    Database,
+    /// One database, as SQL and rows: what is selected of it. Where that is everything, the selection of the
+    /// configuration counts.
+    Database(Selection),
     /// All databases of a server, as SQL and rows, with roles and tablespaces.
     Server(ServerOptions),
     /// The files of the whole cluster.
     Cluster(ClusterOptions),
+}
+
+impl Default for What {
+    fn default() -> Self {
+        Self::Database(Selection::default())
+    }
 }
 
 /// How the databases of a server are taken.
@@ -125,7 +131,7 @@ impl Settings {
         // What would fail in the first second shall not leave a repository behind.
         let preview = async {
             match &what {
-                What::Database => self.dumper(connection.clone()).preview().await.map(|_| None),
+                What::Database(_) => self.dumper(connection.clone()).preview().await.map(|_| None),
                 What::Server(options) => {
                     self.server_dumper(connection.clone(), options).preview().await.map(|_| None)
                 }

@@ -11,7 +11,9 @@ use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
+use crate::load_args::LoadArgs;
 use crate::recovery::RecoveryArgs;
+use crate::selection_args::SelectionArgs;
 use crate::server::ServerArgs;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -142,6 +144,8 @@ pub(crate) struct BackupArgs {
     /// Spreads the checkpoint at the beginning, which takes longer and disturbs less
     #[arg(long, requires = "files")]
     pub(crate) spread_checkpoint: bool,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
     /// Where the WAL is that the files need
     #[arg(long, value_enum, default_value_t, requires = "files")]
     wal: WalIn,
@@ -192,7 +196,8 @@ pub(crate) struct ShowArgs {
 pub(crate) struct RestoreArgs {
     /// latest, an id, or the beginning of one [default: the newest; with a target the newest from before it]
     pub(crate) backup: Option<String>,
-    /// Of a logical backup, the new database: "host=… dbname=…" or a URI. It is created; one that exists must be empty
+    /// Of a logical backup, the database: "host=… dbname=…" or a URI. It is created; one that exists must be empty, unless
+    /// --swap or --replace takes its place, or a part of the backup is added to it
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
     /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
@@ -223,6 +228,8 @@ pub(crate) struct RestoreArgs {
     pub(crate) pg_bin: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) recovery: RecoveryArgs,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
 }
 
 #[derive(Args)]
@@ -571,7 +578,7 @@ impl BackupArgs {
             return What::Server(options);
         }
         if !self.physical && !self.incremental {
-            return What::Database;
+            return What::Database(self.selection.selection());
         }
         let mut options = ClusterOptions::default();
         options.max_rate = self.max_rate;

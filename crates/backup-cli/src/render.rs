@@ -139,7 +139,7 @@ pub(crate) fn table<'a>(backups: impl Iterator<Item = &'a BackupSummary>) -> Str
     for backup in backups {
         let mut row = vec![
             backup.id.to_string(),
-            databases(backup),
+            databases(backup) + if backup.is_selection() { " (part)" } else { "" },
             shown(source(backup, "server_version")),
             format!("{:.0}", backup.started),
             seconds(backup.started, backup.finished),
@@ -182,6 +182,9 @@ pub(crate) fn summary(backup: &BackupSummary) -> String {
         line("globals", source(backup, "globals"));
     } else {
         line("database", source(backup, "database"));
+        if backup.is_selection() {
+            line("selection", "only a part of the database is in it");
+        }
     }
     line("server", source(backup, "server_version"));
     line("system id", source(backup, "system_identifier"));

@@ -1,8 +1,8 @@
 //! The arguments that say what of a server's backup is restored.
 
 use clap::Args;
-use pgark::RestoreBuilder;
 use pgark::config::Settings;
+use pgark::logical::ServerLoad;
 use pgark::postgres::ConnInfo;
 
 /// What of a server's backup is restored.
@@ -28,23 +28,19 @@ pub(crate) struct ServerArgs {
 }
 
 impl ServerArgs {
-    /// Gives the restore what takes the parts.
-    pub(crate) fn restorer(
-        &self,
-        builder: RestoreBuilder,
-        settings: &Settings,
-        target: ConnInfo,
-    ) -> RestoreBuilder {
-        if self.globals_only {
-            return builder.restorer(settings.server_restorer(target).globals_only());
-        }
-        if self.all_databases {
-            return builder.restorer(settings.server_restorer(target).globals(self.globals));
-        }
-        let load = settings.restorer(target);
-        builder.restorer(match &self.database {
-            Some(name) => load.database(name),
-            None => load,
-        })
+    /// Whether it is of the whole server.
+    pub(crate) fn is_server(&self) -> bool {
+        self.all_databases || self.globals_only
+    }
+
+    /// Which database it is of.
+    pub(crate) fn database(&self) -> Option<&str> {
+        self.database.as_deref()
+    }
+
+    /// What takes the parts of a whole server.
+    pub(crate) fn restorer(&self, settings: &Settings, target: ConnInfo) -> ServerLoad {
+        let load = settings.server_restorer(target);
+        if self.globals_only { load.globals_only() } else { load.globals(self.globals) }
     }
 }

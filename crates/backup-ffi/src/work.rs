@@ -26,7 +26,7 @@ pub(crate) fn backup(
     run(async || {
         json(
             &settings
-                .run_backup(&cluster, db, What::Database, |builder| builder.observer(observer), cancel)
+                .run_backup(&cluster, db, What::default(), |builder| builder.observer(observer), cancel)
                 .await?,
         )
     })

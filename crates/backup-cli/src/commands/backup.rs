@@ -73,7 +73,7 @@ async fn dry_run(cli: &Cli, args: &BackupArgs, settings: &Settings, cluster: Clu
     let what = args.what();
     let memory = settings.backup(cluster.clone(), connection.clone(), &what)?.memory(&*settings.store()?)?;
     let (preview, words) = match &what {
-        What::Database => {
+        What::Database(_) => {
             let preview = settings.dumper(connection).preview().await?;
             let words = format!(
                 "database {} of PostgreSQL {} with pg_dump {}, about {}",

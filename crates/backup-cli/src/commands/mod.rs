@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod backup;
+mod confirm;
 mod demo;
 mod export;
 mod import;
@@ -8,6 +9,7 @@ mod init;
 mod key;
 mod list;
 mod restore;
+mod safety;
 mod show;
 mod verify;
 pub(crate) mod wal;
@@ -30,7 +32,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Backup(args) => return backup::run(&cli, args, cancel).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
-        Command::Restore(args) => restore::run(&cli, args, cancel).await?,
+        Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,

@@ -3,15 +3,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pgark::config::Settings;
+use pgark::logical::Existing;
 use pgark::physical::{DataDirectory, KIND, Recovery, Target, span};
 use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
-use pgark::{CancellationToken, Repository, Restore, Restored, Result};
+use pgark::{CancellationToken, Error, ErrorKind, Event, Repository, Restore, Restored, Restorer, Result};
 use serde_json::{Value, json};
 
+use super::confirm::confirm;
+use super::safety::Safety;
 use super::{catalog, find, with_settings};
 use crate::args::{Cli, RestoreArgs, apply_jobs};
-use crate::render;
+use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
     let mut settings = cli.settings()?;
@@ -19,26 +22,74 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     apply_jobs(args.jobs, &mut settings)?;
     settings.pg_bin = args.pg_bin.clone().or(settings.pg_bin);
     let (repository, catalog) = catalog(cli, &settings).await?;
+    settings.hooks.before = args.load.before.clone().or(settings.hooks.before);
+    settings.hooks.after = args.load.after.clone().or(settings.hooks.after);
+    let mut variables = Vec::new();
+    let mut to_back_up = None;
     let builder = Restore::builder();
-    let builder = if let Some(into) = &args.into {
+    let (builder, record) = if let Some(into) = &args.into {
         let target = ConnInfo::parse(into)?;
         let target = match &args.via {
             Some(via) => target.with_via(via.clone()),
             None => target,
         };
-        let record = find(&repository, &catalog, args.backup.as_deref().unwrap_or("latest")).await?;
-        args.server.restorer(builder.backup(repository, record), &settings, target)
+        let record = wanted(cli, args, &repository, &catalog).await?;
+        let builder = builder.backup(repository, record.clone());
+        let (existing, options) = (args.load.existing()?, args.load.options());
+        if args.server.is_server() {
+            if existing != Existing::Refuse {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    "databases of a whole server only go where there are none",
+                )
+                .with_hint("restore one of them with --database to replace one that exists"));
+            }
+            (builder.restorer(args.server.restorer(&settings, target).options(options)), record)
+        } else {
+            variables.push(("PGARK_DATABASE", target.database().to_owned()));
+            let load = settings.restorer(target.clone()).options(options.clone()).existing(existing);
+            let mut load = load.end_sessions(args.load.end_sessions());
+            if let Some(database) = args.server.database() {
+                load = load.database(database);
+            }
+            if load.accepts(&record.kind) {
+                let prospect = load.prospect().await?;
+                confirm(&prospect, &record, existing, &options, args.load.yes, cancel).await?;
+                to_back_up = Some(((into.as_str(), target), load.clone()))
+                    .filter(|_| args.load.safety_backup() && !prospect.empty);
+            }
+            (builder.restorer(load), record)
+        }
     } else {
         let folder = args.target_dir.as_deref().unwrap_or(Path::new("."));
         let (record, recovery) = plan(cli, args, &settings, &repository, &catalog).await?;
+        variables.push(("PGARK_TARGET_DIR", folder.display().to_string()));
         let to = DataDirectory::at(folder).recovery(recovery).delta(args.delta);
         let to = args.tablespace_map.iter().fold(to, |to, (oid, path)| to.tablespace(*oid, path));
-        builder.backup(repository, record).restorer(to)
+        (builder.backup(repository, record.clone()).restorer(to), record)
     };
+    variables.push(("PGARK_BACKUP", record.id.to_string()));
     let begun = Instant::now();
-    let restored = with_settings(builder, cli, &settings)?.build()?.run(cancel).await?;
+    let restore = with_settings(builder, cli, &settings)?.build()?;
+    let work = async {
+        let Some((into, load)) = to_back_up else { return Ok((restore.run(cancel).await?, None)) };
+        let (cluster, observer) = (cli.cluster(&settings)?, progress::observer(cli.quiet, cli.json));
+        let safety = Safety::make(&settings, &cluster, into, &record, observer, cancel).await?;
+        match restore.run(cancel).await {
+            Ok(mut restored) => {
+                restored.target.insert("safety_backup".to_owned(), json!(safety.record.id));
+                Ok((restored, Some(safety.record.id.clone())))
+            }
+            Err(error) if !load.has_cleared() => Err(error),
+            Err(error) => Err(safety.back(error, args.load.end_sessions()).await),
+        }
+    };
+    let (restored, safety) = Box::pin(settings.hooks.around(&variables, work, cancel)).await?;
     if !cli.json && !cli.quiet {
         render::print(&text(args, &restored, begun))?;
+        if let Some(id) = safety {
+            render::print(&format!("as it was before, the database is in backup {id}\n"))?;
+        }
     }
     let recovered = match &args.target_dir {
         Some(folder) if args.recovery.start => {
@@ -53,6 +104,23 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
         Some(recovered) if !cli.quiet => render::print(&recovered_text(&recovered)),
         _ => Ok(()),
     }
+}
+
+/// The backup for a database: `latest` is the newest that has all of it.
+async fn wanted(
+    cli: &Cli,
+    args: &RestoreArgs,
+    repository: &Repository,
+    catalog: &Catalog,
+) -> Result<BackupRecord> {
+    let wanted = args.backup.as_deref().unwrap_or("latest");
+    let latest = catalog.latest_whole(pgark::logical::KIND).filter(|_| wanted == "latest");
+    let Some(latest) = latest else { return find(repository, catalog, wanted).await };
+    if latest.is_selection() {
+        let message = format!("every backup here has only a part of its database, {} too", latest.id);
+        progress::observer(cli.quiet, cli.json).event(&Event::Warning { message });
+    }
+    repository.record(catalog.cluster(), &latest.id).await
 }
 
 fn recovered_text(recovered: &Recovered) -> String {
@@ -86,6 +154,12 @@ fn text(args: &RestoreArgs, restored: &Restored, begun: Instant) -> String {
         render::bytes(restored.raw_bytes),
         begun.elapsed().as_secs_f64(),
     );
+    if restored.target.contains_key("swapped") {
+        let _ = match restored.target.get("old_database").and_then(Value::as_str) {
+            Some(old) => writeln!(said, "the old database is kept as {old}, until somebody drops it"),
+            None => writeln!(said, "the old database is dropped"),
+        };
+    }
     let number = |value: Option<&Value>| value.and_then(Value::as_u64).unwrap_or_default();
     if let Some(resumed) = restored.target.get("resumed").filter(|resumed| resumed.is_object()) {
         let (parts, done) = (number(resumed.get("parts")), number(resumed.get("done")));

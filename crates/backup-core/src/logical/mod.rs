@@ -29,7 +29,7 @@ pub use dump::{Dump, Preview, Selection};
 pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
-pub use load::{Load, LoadOptions};
+pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
 pub use server::{ServerDump, ServerLoad, ServerPreview};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.

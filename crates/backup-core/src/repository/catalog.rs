@@ -157,6 +157,13 @@ impl Catalog {
         }
     }
 
+    /// The newest backup of a kind. One of all that there is comes before one of a selection, however old it is: who
+    /// restores `latest` wants no part without a word.
+    pub fn latest_whole(&self, kind: &str) -> Option<&BackupSummary> {
+        let newest = |whole: bool| self.backups().rfind(|b| b.kind == kind && (!whole || !b.is_selection()));
+        newest(true).or_else(|| newest(false))
+    }
+
     /// Writes the index anew and removes those that it replaces. Returns the store's time.
     pub async fn write_index(&self, repository: &Repository) -> Result<Timestamp> {
         let store = repository.store();

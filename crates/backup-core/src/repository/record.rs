@@ -195,6 +195,13 @@ pub struct BackupRecord {
     pub summary: BackupSummary,
 }
 
+impl BackupSummary {
+    /// Whether only a part of a database was selected for it.
+    pub fn is_selection(&self) -> bool {
+        self.source.get("selection").and_then(Value::as_bool).unwrap_or(false)
+    }
+}
+
 impl std::ops::Deref for BackupRecord {
     type Target = BackupSummary;
 

@@ -376,3 +376,10 @@ impl Dumper for Dump {
         Ok(Dumped { facts, contents: contents.to_contents()?, warnings, ..Dumped::default() })
     }
 }
+
+/// What `pg_dump` writes of the session's database.
+pub(super) async fn read_definitions(session: &Session, major: u32, tools: &Tools, ctx: &Ctx) -> Result<Toc> {
+    let tool = tools.find_for("pg_dump", major, session.info()).await?;
+    let snapshot = Snapshot::take(session, major).await?;
+    toc::read(&tool, session.info(), &snapshot.name, &Selection::default(), ctx).await.map(|(toc, _)| toc)
+}

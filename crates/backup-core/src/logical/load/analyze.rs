@@ -17,17 +17,24 @@ const NAMES: &str = "SELECT pg_catalog.encode(pg_catalog.convert_to(pg_catalog.f
 /// Names of tables as SQL, in the encoding of the database.
 type Names = Mutex<VecDeque<Vec<u8>>>;
 
-/// Gathers statistics, of several tables at once. What could not be gathered is a warning: the rows are there, and a
+/// Every table of the database that may have rows, the largest first, as SQL in the encoding of the database.
+pub(super) async fn names(session: &Session) -> Result<Vec<Vec<u8>>> {
+    Ok(session.rows(NAMES).await?.into_iter().filter_map(|row| unhex(&row.into_iter().next()??)).collect())
+}
+
+/// Gathers statistics, of several tables at once; names are SQL in an encoding. What could not be gathered is a warning: the rows are there, and a
 /// partition that is a foreign table asks a server that may not answer.
-pub(super) async fn analyze(session: &Session, ctx: &Ctx) -> Result<Vec<String>> {
-    let encoding = session.value("SELECT pg_catalog.getdatabaseencoding()").await?.unwrap_or_default();
-    let names: VecDeque<_> =
-        session.rows(NAMES).await?.into_iter().filter_map(|r| unhex(&r.into_iter().next()??)).collect();
-    let names = Arc::new(Names::new(names));
+pub(super) async fn analyze(
+    session: &Session,
+    encoding: &str,
+    names: Vec<Vec<u8>>,
+    ctx: &Ctx,
+) -> Result<Vec<String>> {
+    let names = Arc::new(Names::new(names.into()));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..ctx.jobs {
         let mut own = session.copy_session().await?;
-        own.rows(format!("SET client_encoding = {}", quote_literal(&encoding))).await?;
+        own.rows(format!("SET client_encoding = {}", quote_literal(encoding))).await?;
         tasks.spawn(of_tables(own, Arc::clone(&names)));
     }
     let analyzed =

@@ -58,7 +58,7 @@ pub(super) async fn load(
     let mut script = Process::start(run)?;
     let to_script = script.stdin()?;
     let (fed, run) =
-        tokio::join!(feed(data, to_script, ctx), run_script(&mut script, info, &tool, tools, ctx));
+        tokio::join!(feed(data, to_script, ctx), run_script(&mut script, info, &tool, tools, true, ctx));
     let mut words = run?;
     words.extend(conclude(fed, script, ctx).await?);
     Ok(words)
@@ -70,12 +70,15 @@ pub(super) async fn run_script(
     info: &ConnInfo,
     tool: &Tool,
     tools: &Tools,
+    stop_at_errors: bool,
     ctx: &Ctx,
 ) -> Result<Vec<String>> {
     let psql = tools.find_for("psql", tool.major, info).await?;
-    let args = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--output=/dev/null"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut args =
+        ["--no-psqlrc", "--quiet", "--no-password", "--output=/dev/null"].map(str::to_owned).to_vec();
+    if stop_at_errors {
+        args.push("--set=ON_ERROR_STOP=1".to_owned());
+    }
     let run = ProcessRun { tool: &psql, args, connection: Some(info), stdin: true, stdout: false };
     let mut run = Process::start(run)?;
     let (from_script, to_psql) = (script.stdout()?, run.stdin()?);

@@ -1,87 +1,189 @@
 //! Definitions, through stock `pg_restore` from the table of contents alone.
 
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::error::Error as _;
+use std::sync::{Mutex, PoisonError};
 
-use tempfile::TempDir;
-
-use super::super::archive::{BLOBS, TABLE_DATA, Toc};
+use super::super::archive::{BLOBS, Entry, POST_DATA, TABLE_DATA, Toc};
 use super::archive::{needs_script, plain_name, run_script};
+use super::choice::Choice;
+use super::failure::{self, Failure};
 use super::options::LoadOptions;
 use crate::dumper::Ctx;
 use crate::error::{Error, Result};
-use crate::postgres::{ConnInfo, Process, ProcessRun, Tool, Tools};
+use crate::postgres::{ConnInfo, Process, ProcessRun, Session, Staged, Tool, Tools};
 
 /// Memory of the sessions that build indexes, together; PostgreSQL's own setting counts where it is higher.
 const INDEX_MEMORY_MIB: usize = 512;
 
+/// Whether an entry stands in a list.
+fn is_of(list: &str, entry: &Entry) -> bool {
+    match list {
+        WITHOUT_ROWS => entry.kind != TABLE_DATA && entry.kind != BLOBS,
+        VIEWS => entry.kind == "MATERIALIZED VIEW DATA",
+        _ => true,
+    }
+}
+
 /// What restores the definitions of one database.
 pub(super) struct Definitions<'a> {
-    folder: TempDir,
+    folder: Staged,
     tool: Tool,
     tools: &'a Tools,
     options: &'a LoadOptions,
+    toc: &'a Toc,
     info: ConnInfo,
     target_major: u32,
+    /// Where the restore goes on after errors.
+    failures: Mutex<Vec<Failure>>,
+    /// Whether nothing is left out.
+    everything: bool,
+    /// Lists of what is built as soon as a table has its rows, by the number of the rows' entry.
+    early: HashMap<i32, Vec<String>>,
 }
 
+/// The entries of a file for `--use-list`.
+const ALL: &str = "all";
+/// Those that no rows belong to.
+const WITHOUT_ROWS: &str = "without-rows";
+/// What is made of rows.
+const VIEWS: &str = "materialized-views";
+/// What comes after the rows, without what is built as soon as a table has them.
+const LATE: &str = "late";
+
 impl<'a> Definitions<'a> {
-    /// Puts the table of contents where `pg_restore` reads it.
-    pub(super) fn new(
-        toc: &Toc,
+    /// Puts the table of contents where `pg_restore` reads it. Indexes of tables that are `large` can be built on their
+    /// own.
+    pub(super) async fn new(
+        toc: &'a Toc,
+        choice: &Choice,
         info: &ConnInfo,
         target_major: u32,
         tools: &'a Tools,
         options: &'a LoadOptions,
+        large: &(dyn Fn(i32) -> bool + Sync),
     ) -> Result<Self> {
         // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
-        let tool = tools.find("pg_restore", toc.header.dump_major().max(target_major))?;
-        let folder = TempDir::with_prefix("pgark-")
-            .map_err(|e| Error::io("making a temporary folder for the table of contents", e))?;
-        write(folder.path(), "toc.dat", &toc.to_bytes())?;
+        let tool = tools.find_for("pg_restore", toc.header.dump_major().max(target_major), info).await?;
+        let mut files = vec![("toc.dat".to_owned(), toc.to_bytes())];
+        let mut early: HashMap<i32, Vec<String>> = HashMap::new();
+        let mut is_early = HashSet::new();
+        for (rows, index) in indexes(toc, large).into_iter().filter(|(_, index)| choice.has(index.id)) {
+            let name = format!("index-{}", index.id);
+            files.push((name.clone(), format!("{};\n", index.id).into_bytes()));
+            early.entry(rows).or_default().push(name);
+            is_early.insert(index.id);
+        }
         // Definitions of large objects and sequences' values are among the data, and need no file.
-        let others = toc.entries.iter().filter(|entry| entry.kind != TABLE_DATA && entry.kind != BLOBS);
-        let list: Vec<String> = others.map(|entry| format!("{};", entry.id)).collect();
-        write(folder.path(), "without-rows", (list.join("\n") + "\n").as_bytes())?;
-        Ok(Self { folder, tool, tools, options, info: info.clone(), target_major })
+        for name in [ALL, WITHOUT_ROWS, VIEWS, LATE] {
+            let mut list = String::new();
+            for entry in toc.entries.iter().filter(|entry| choice.has(entry.id) && is_of(name, entry)) {
+                if name != LATE || !is_early.contains(&entry.id) {
+                    list += &entry.id.to_string();
+                    list += ";\n";
+                }
+            }
+            files.push((name.to_owned(), list.into_bytes()));
+        }
+        let files: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+        let folder = tool.stage(&files).await?;
+        let failures = Mutex::default();
+        Ok(Self {
+            folder,
+            tool,
+            tools,
+            options,
+            toc,
+            info: info.clone(),
+            target_major,
+            failures,
+            everything: choice.is_everything(),
+            early,
+        })
+    }
+
+    /// What failed, where the restore goes on after errors.
+    pub(super) fn failures(&self) -> Vec<Failure> {
+        std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What comes before the rows.
     pub(super) async fn before(&self, ctx: &Ctx) -> Result<Vec<String>> {
-        self.section("pre-data", 1, &self.info, ctx).await
+        self.run(&["--section=pre-data"], ALL, 1, &self.info, ctx).await
     }
 
     /// Values of sequences, and definitions of large objects where they are among the data.
     pub(super) async fn beside(&self, ctx: &Ctx) -> Result<Vec<String>> {
-        self.section("data", 1, &self.info, ctx).await
+        self.run(&["--section=data"], WITHOUT_ROWS, 1, &self.info, ctx).await
     }
 
-    /// What comes after the rows: indexes, constraints, triggers, materialized views.
-    pub(super) async fn after(&self, ctx: &Ctx) -> Result<Vec<String>> {
-        let session = self.info.connect().await?;
+    /// The same for a database that has the definitions: large objects themselves are made as well. All or nothing.
+    pub(super) async fn data_only(&self, ctx: &Ctx) -> Result<Vec<String>> {
+        self.run(&["--data-only", "--single-transaction"], WITHOUT_ROWS, 1, &self.info, ctx).await
+    }
+
+    /// Materialized views, which are made of rows.
+    pub(super) async fn views(&self, ctx: &Ctx) -> Result<Vec<String>> {
+        self.run(&["--section=post-data"], VIEWS, 1, &self.info, ctx).await
+    }
+
+    /// Removes what was put where `pg_restore` reads it.
+    pub(super) async fn remove(self) -> Result<()> {
+        self.folder.remove().await
+    }
+
+    /// What is built as soon as a table has its rows.
+    pub(super) fn early(&self, rows: i32) -> &[String] {
+        self.early.get(&rows).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Builds an index, or what is made of one.
+    pub(super) async fn index(&self, list: &str, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
+        self.run(&["--section=post-data"], list, 1, info, ctx).await
+    }
+
+    /// What comes after the rows: constraints, triggers, materialized views, and indexes that are not there yet.
+    pub(super) async fn after(&self, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
+        let list = if self.early.is_empty() { ALL } else { LATE };
+        self.run(&["--section=post-data"], list, ctx.jobs, info, ctx).await
+    }
+
+    /// How to connect for building indexes: with enough memory.
+    pub(super) async fn for_indexes(&self, session: &Session, ctx: &Ctx) -> Result<ConnInfo> {
         let sql =
             "SELECT setting::bigint / 1024 FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem'";
         let current: usize = session.value(sql).await?.and_then(|mib| mib.parse().ok()).unwrap_or(0);
         let wanted = INDEX_MEMORY_MIB / ctx.jobs.max(1);
-        let info = if current < wanted {
+        Ok(if current < wanted {
             self.info.with_options(&format!("-c maintenance_work_mem={wanted}MB"))
         } else {
             self.info.clone()
-        };
-        self.section("post-data", ctx.jobs, &info, ctx).await
+        })
     }
 
-    async fn section(&self, section: &str, jobs: usize, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
+    async fn run(
+        &self,
+        what: &[&str],
+        list: &str,
+        jobs: usize,
+        info: &ConnInfo,
+        ctx: &Ctx,
+    ) -> Result<Vec<String>> {
         let info = info.with_options("-c synchronous_commit=off");
         let script = needs_script(&self.tool, self.target_major);
-        let mut args = vec![format!("--section={section}"), "--no-password".to_owned()];
+        let mut args: Vec<String> = what.iter().map(|&arg| arg.to_owned()).collect();
+        args.push("--no-password".to_owned());
         args.extend(self.options.arguments());
-        if section == "data" {
-            args.push(format!("--use-list={}", self.folder.path().join("without-rows").display()));
+        if list != ALL || !self.everything {
+            args.push(format!("--use-list={}", self.folder.path().join(list).display()));
         }
         if script {
             args.push("--file=-".to_owned());
         } else {
-            args.push("--exit-on-error".to_owned());
+            if !self.options.keep_going {
+                args.push("--exit-on-error".to_owned());
+            }
             args.push(format!("--dbname={}", plain_name(info.database())));
             args.push(format!("--jobs={jobs}"));
         }
@@ -91,20 +193,63 @@ impl<'a> Definitions<'a> {
         let mut process = Process::start(run)?;
         let mut words = Vec::new();
         if script {
-            words = match run_script(&mut process, &info, &self.tool, self.tools, ctx).await {
-                Ok(words) => words,
+            let stop = !self.options.keep_going;
+            words = match run_script(&mut process, &info, &self.tool, self.tools, stop, ctx).await {
+                Ok(words) => self.note(words),
                 Err(error) => {
                     process.kill().await;
-                    return Err(error);
+                    return Err(failure::explain(error, self.toc));
                 }
             };
         }
-        words.extend(process.finish(&ctx.cancel).await?);
+        match process.finish(&ctx.cancel).await {
+            Ok(more) => words.extend(more),
+            Err(error) if self.options.keep_going && is_of_objects(&error) => {
+                let said = error.source().map(ToString::to_string).unwrap_or_default();
+                self.note(said.lines().map(str::to_owned).collect());
+            }
+            Err(error) => return Err(failure::explain(error, self.toc)),
+        }
         Ok(words)
+    }
+
+    /// Keeps what failed; without it what was said.
+    fn note(&self, words: Vec<String>) -> Vec<String> {
+        let failures = failure::failures(&words.join("\n"), self.toc);
+        if failures.is_empty() {
+            return words;
+        }
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).extend(failures);
+        Vec::new()
     }
 }
 
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let path = folder.join(name);
-    std::fs::write(&path, bytes).map_err(|e| Error::io(format!("writing {}", path.display()), e))
+/// Whether the tool went through to the end.
+fn is_of_objects(error: &Error) -> bool {
+    error.source().is_some_and(|words| words.to_string().contains("errors ignored on restore"))
+}
+
+/// What each large table's index is made by, with the number of the rows' entry: it needs the table alone, and nothing
+/// else needs to wait for it.
+fn indexes<'a>(toc: &'a Toc, large: &dyn Fn(i32) -> bool) -> Vec<(i32, &'a Entry)> {
+    let before: HashMap<i32, &Entry> = toc
+        .entries
+        .iter()
+        .filter(|entry| entry.section != POST_DATA)
+        .map(|entry| (entry.id, entry))
+        .collect();
+    let of_rows = toc.entries.iter().filter(|entry| entry.kind == TABLE_DATA && large(entry.id));
+    let tables: HashMap<i32, i32> = of_rows
+        .flat_map(|rows| {
+            let tables =
+                rows.dependencies.iter().filter(|id| before.get(id).is_some_and(|e| e.kind == "TABLE"));
+            tables.map(|table| (*table, rows.id)).collect::<Vec<_>>()
+        })
+        .collect();
+    toc.entries
+        .iter()
+        .filter(|entry| entry.section == POST_DATA && matches!(entry.kind.as_str(), "INDEX" | "CONSTRAINT"))
+        .filter(|entry| entry.dependencies.iter().all(|id| before.contains_key(id)))
+        .filter_map(|entry| Some((entry.dependencies.iter().find_map(|id| tables.get(id).copied())?, entry)))
+        .collect()
 }

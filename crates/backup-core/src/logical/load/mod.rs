@@ -1,50 +1,92 @@
 //! Restoring a database: definitions by `pg_restore`, rows by COPY sessions.
 
+mod add;
 mod analyze;
 mod archive;
+mod choice;
 mod definitions;
+mod failure;
+mod fill;
 mod large_objects;
 mod options;
+mod order;
 mod plan;
+mod preflight;
+mod rename;
+mod rows;
+mod swap;
 mod target;
+mod there;
+mod timescale;
 mod worker;
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
-pub use options::LoadOptions;
-pub(super) use target::exists;
+pub use options::{LoadOptions, TableName};
+pub use target::Prospect;
+pub(super) use target::is_taken;
 
-use self::definitions::Definitions;
-use self::plan::{Plan, Task};
-use self::target::Target;
-use self::worker::{Work, Worker};
+use self::choice::Choice;
+use self::fill::{Fill, Filled};
+use self::target::{Ground, Target};
 use super::archive::{Toc, TocReader};
 use super::contents::{DatabaseContents, LogicalContents};
 use super::{DatabaseFacts, KIND};
 use crate::dumper::{Ctx, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_literal};
+use crate::postgres::{ConnInfo, Tools};
 
-/// Settings of every session that loads rows; those of the text that a dump holds.
-const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC'; \
-     SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET row_security = off; \
-     SET xmloption = content; SET array_nulls = on; SET standard_conforming_strings = on; SET synchronous_commit = off; \
-     SET idle_session_timeout = 0";
-
-/// Restores a database into a new database, or into one that is there and empty.
+/// Restores a database: into a new one, into one that is empty, or as [`Existing`] and [`LoadOptions`] say.
 #[derive(Debug, Clone)]
 pub struct Load {
     connection: ConnInfo,
     tools: Tools,
     options: LoadOptions,
     database: Option<String>,
+    existing: Existing,
+    end_sessions: bool,
+    cleared: Arc<AtomicBool>,
     keep_tablespace: bool,
+}
+
+/// What is done where the database exists and is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    /// It is left alone, and the restore fails; unless the options only add what is not there
+    /// ([`LoadOptions::adds`]).
+    #[default]
+    Refuse,
+    /// The backup is restored beside it, rows are counted, and then it takes the name. The old database is as it was
+    /// until then, and after any failure.
+    Swap {
+        /// Drops the old database in the end. Otherwise it is kept as `NAME_pgark_old_<time>`.
+        drop_old: bool,
+    },
+    /// The objects of the backup are dropped where they are there, in one transaction, and made anew. What is not in the
+    /// backup stays; where it depends on something that is, nothing is dropped. A failure after that leaves the database
+    /// without these objects: make a backup of it before.
+    Clean,
+}
+
+/// The entries of a database that has nothing.
+static NOTHING: std::sync::LazyLock<HashSet<i32>> = std::sync::LazyLock::new(HashSet::new);
+
+/// What comes of the target and this restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nothing is there.
+    Fresh,
+    /// It is added to what is there.
+    Add,
+    /// A new database takes the old one's place.
+    Swap { drop_old: bool },
 }
 
 impl Load {
@@ -55,6 +97,9 @@ impl Load {
             tools: Tools::installed(),
             options: LoadOptions::default(),
             database: None,
+            existing: Existing::Refuse,
+            end_sessions: false,
+            cleared: Arc::default(),
             keep_tablespace: false,
         }
     }
@@ -78,6 +123,33 @@ impl Load {
     pub fn database(mut self, name: impl Into<String>) -> Self {
         self.database = Some(name.into());
         self
+    }
+
+    /// What is done where the database exists and is not empty.
+    #[must_use]
+    pub fn existing(mut self, existing: Existing) -> Self {
+        self.existing = existing;
+        self
+    }
+
+    /// Ends the sessions of others that are in the way of a swap.
+    #[must_use]
+    pub fn end_sessions(mut self, end: bool) -> Self {
+        self.end_sessions = end;
+        self
+    }
+
+    /// Whether a restore with [`Existing::Clean`] has dropped objects; of this value or a clone of it.
+    pub fn has_cleared(&self) -> bool {
+        self.cleared.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the database that the restore goes into, and changes nothing.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub async fn prospect(&self) -> Result<Prospect> {
+        Ok(Ground::look(&self.connection).await?.prospect())
     }
 
     /// A database that the restore makes gets its own tablespace.
@@ -105,54 +177,217 @@ impl Load {
         }
     }
 
-    async fn load(
+    /// What is done with the database, or that nothing is.
+    fn way(&self, ground: &Ground, source: &dyn PartSource) -> Result<Way> {
+        let name = &ground.name;
+        let usage = |message: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Usage, message.to_owned()).with_hint(hint.to_owned()))
+        };
+        let is_empty = ground.database.as_ref().map(|there| there.empty);
+        if let (Existing::Swap { drop_old }, Some(_)) = (self.existing, is_empty) {
+            let of_selection = source.facts().get("selection").and_then(Value::as_bool) == Some(true);
+            if self.options.adds() || self.options.schema_only || of_selection {
+                return usage(
+                    "only a whole database can take the place of another: the rest of it would be lost",
+                    "restore into another name, or add to the database that is there: leave --swap and --replace out",
+                );
+            }
+            if self.options.keep_going {
+                return usage(
+                    "a database that is restored in spite of errors does not take the place of another",
+                    "restore into another name with --keep-going",
+                );
+            }
+            return Ok(Way::Swap { drop_old });
+        }
+        if self.existing == Existing::Clean && is_empty == Some(false) {
+            if self.options.data_only || !self.options.rename_schemas.is_empty() {
+                return usage(
+                    "objects are only dropped to make the same ones anew",
+                    "leave --clean out, or --data-only and --rename-schema",
+                );
+            }
+            return Ok(Way::Add);
+        }
+        match is_empty {
+            None if self.options.data_only => {
+                Err(Error::new(ErrorKind::NoDatabase, format!("there is no database {name}"))
+                    .with_hint("rows alone need tables that are there; leave --data-only out to make them"))
+            }
+            Some(_) if self.options.data_only => Ok(Way::Add),
+            None | Some(true) => Ok(Way::Fresh),
+            Some(false) if self.options.adds() => Ok(Way::Add),
+            Some(false) => {
+                Err(Error::new(ErrorKind::Conflict, format!("the database {name} exists and is not empty"))
+                    .with_hint(
+                        "restore into another name, which will be created; or let it take the place of this one: --swap \
+                         keeps the old one under another name, --replace drops it in the end; or add a part of the backup \
+                         to it: --table, --schema, --data-only",
+                    ))
+            }
+        }
+    }
+
+    async fn restore_database(
         &self,
         source: &Arc<dyn PartSource>,
         database: &DatabaseContents,
-        target: &Target,
         ctx: &Ctx,
-    ) -> Result<Vec<String>> {
-        let info = target.info();
+    ) -> Result<Map<String, Value>> {
+        let ground = Ground::look(&self.connection).await?;
+        let way = self.way(&ground, &**source)?;
         let toc = read_toc(&**source, database).await?;
-        let encoding = toc.encoding().unwrap_or_else(|| "UTF8".to_owned());
-        let Plan { tables, first, then } = Plan::new(&toc, database, &**source, ctx.jobs)?;
-        let definitions = Definitions::new(&toc, &info, target.major, &self.tools, &self.options)?;
-        let mut words = definitions.before(ctx).await?;
-        words.extend(definitions.beside(ctx).await?);
-        let (mut large_objects, mut rows) = (VecDeque::new(), VecDeque::new());
-        for task in then {
-            if matches!(task, Task::LargeObjects(_)) {
-                large_objects.push_back(task);
-            } else {
-                rows.push_back(task);
+        let there = match way {
+            Way::Add => there::there(&self.connection.connect().await?, &toc).await?,
+            _ => HashSet::new(),
+        };
+        let renames = way == Way::Add && !self.options.rename_schemas.is_empty();
+        // A scratch database has nothing that the target has.
+        let asked = if renames { rename::selection(&self.options) } else { self.options.clone() };
+        let choice = Choice::new(&toc, &asked, if renames { &NOTHING } else { &there })?;
+        let creates = ground.database.is_none() || matches!(way, Way::Swap { .. });
+        let mut findings = preflight::check(&ground, &toc, &choice, database, &self.options, creates).await?;
+        match way {
+            Way::Fresh => {}
+            Way::Add if self.existing == Existing::Clean => {}
+            Way::Add if renames => {
+                let session = self.connection.connect().await?;
+                findings.problems.extend(rename::obstacles(&session, &self.options).await?);
+            }
+            Way::Add => findings.problems.extend(add::obstacles(&toc, &choice, &there, &self.options)),
+            Way::Swap { .. } => {
+                let found = swap::obstacles(&ground.maintenance, &ground.name, self.end_sessions).await?;
+                findings.problems.extend(found);
             }
         }
-        rows.append(&mut large_objects);
-        let work = Work { tables, tasks: Mutex::new(rows), source: Arc::clone(source), fresh: true };
-        let session = info.connect().await?;
-        // It waits while rows are loaded and indexes are built.
-        session.rows("SET idle_session_timeout = 0").await?;
-        let copied = load_rows(&session, target.major, Arc::new(work), first, &encoding, &self.options, ctx);
-        tokio::select! {
-            biased;
-            () = ctx.cancel.cancelled() => return Err(Error::cancelled()),
-            copied = copied => copied?,
+        warn(findings.into_warnings()?, ctx);
+        warn(choice.left_out.clone(), ctx);
+        let mut other_names = None;
+        let clean = way == Way::Add && self.existing == Existing::Clean;
+        let (mut toc, mut choice, mut there) = (toc, choice, there);
+        if clean {
+            (choice, there) = self.clear(&toc, &choice, &there).await?;
         }
-        words.extend(definitions.after(ctx).await?);
-        if !self.options.no_analyze {
-            words.extend(analyze::analyze(&session, ctx).await?);
+        if renames {
+            let mut new =
+                rename::in_scratch(&ground, database, &toc, &choice, &asked, &self.tools, ctx).await?;
+            there = there::there(&self.connection.connect().await?, &new.toc).await?;
+            choice = Choice::new(&new.toc, &new.options, &there)?;
+            let problems = add::obstacles(&new.toc, &choice, &there, &new.options);
+            preflight::Findings { problems, ..preflight::Findings::default() }.into_warnings()?;
+            new.keep(&choice);
+            std::mem::swap(&mut toc, &mut new.toc);
+            other_names = Some(new);
         }
-        flush(&session).await?;
-        Ok(words)
+        let target = match way {
+            Way::Swap { .. } => {
+                let name = swap::new_name(&ground.name);
+                ground.beside(name, &database.facts).await?
+            }
+            _ => {
+                let mut facts = database.facts.clone();
+                facts.tablespace = facts.tablespace.filter(|_| self.keep_tablespace);
+                ground.target(&facts).await?
+            }
+        };
+        let fill = Fill {
+            source,
+            database,
+            toc: &toc,
+            choice: &choice,
+            target: &target,
+            tools: &self.tools,
+            options: &self.options,
+            fresh: way != Way::Add,
+            renamed: other_names.as_ref(),
+        };
+        let done = async {
+            let filled = fill.run(ctx).await?;
+            if way != Way::Add {
+                rename::at_the_end(&target.info().connect().await?, &self.options).await?;
+            }
+            let Way::Swap { drop_old } = way else { return Ok((filled, None)) };
+            fill.compare(ctx).await?;
+            let swapped = swap::swap(&target, &self.connection, self.end_sessions, drop_old, ctx).await?;
+            Ok((filled, Some(swapped)))
+        };
+        let (Filled { words, failures }, swapped) = match done.await {
+            Ok(done) => done,
+            Err(error) if clean => {
+                let error = add::undo(&target, &toc, &choice, &there, &self.options, error).await;
+                return Err(error.doing("the objects of the backup are dropped"));
+            }
+            Err(error) if way == Way::Add => {
+                return Err(add::undo(&target, &toc, &choice, &there, &self.options, error).await);
+            }
+            Err(error) => return Err(target.undo(&self.connection, error).await),
+        };
+        warn(words, ctx);
+        if let Some(error) = failure::all(&failures) {
+            return Err(error);
+        }
+        let mut told = told(&target);
+        if let Some(swapped) = swapped {
+            told.insert("database".to_owned(), self.connection.database().into());
+            told.insert("created".to_owned(), false.into());
+            told.insert("swapped".to_owned(), true.into());
+            told.insert("old_database".to_owned(), swapped.kept.into());
+        }
+        Ok(told)
+    }
+
+    /// Drops what is made anew. What is left to restore, and what is there now.
+    async fn clear(
+        &self,
+        toc: &Toc,
+        choice: &Choice,
+        there: &HashSet<i32>,
+    ) -> Result<(Choice, HashSet<i32>)> {
+        let session = self.connection.connect().await?;
+        add::clear(&session, toc, choice, there).await?;
+        self.cleared.store(true, Ordering::Relaxed);
+        let there = there::there(&session, toc).await?;
+        let mut choice = Choice::new(toc, &self.options, &there)?;
+        choice.without_shared(toc, &there);
+        Ok((choice, there))
+    }
+
+    /// Restores a backup of an earlier version, which is one archive.
+    async fn restore_archive(
+        &self,
+        source: &Arc<dyn PartSource>,
+        facts: &DatabaseFacts,
+        ctx: &Ctx,
+    ) -> Result<Map<String, Value>> {
+        let ground = Ground::look(&self.connection).await?;
+        let way = self.way(&ground, &**source)?;
+        if way != Way::Fresh || self.options != LoadOptions::default() {
+            let message =
+                "this backup was made by a version that stored one archive, which is only restored whole";
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_hint("restore it into a new database without other options"));
+        }
+        let target = ground.target(facts).await?;
+        match archive::load(&**source, &target.info(), target.major, &self.tools, ctx).await {
+            Ok(words) => warn(words, ctx),
+            Err(error) => return Err(target.undo(&self.connection, error).await),
+        }
+        Ok(told(&target))
     }
 }
 
-/// Makes what sessions committed without waiting durable.
-async fn flush(session: &Session) -> Result<()> {
-    // A commit that wrote something waits for all WAL before it.
-    let sql =
-        "SET synchronous_commit = on; SELECT pg_catalog.pg_logical_emit_message(true, 'pgark', 'restored')";
-    session.rows(sql).await.map(drop)
+fn told(target: &Target) -> Map<String, Value> {
+    let mut told = Map::new();
+    told.insert("database".to_owned(), target.name.clone().into());
+    told.insert("server_version".to_owned(), target.version.clone().into());
+    told.insert("created".to_owned(), target.created.into());
+    told
+}
+
+fn warn(words: Vec<String>, ctx: &Ctx) {
+    for message in words {
+        ctx.observer.event(&Event::Warning { message });
+    }
 }
 
 /// The table of contents of a database.
@@ -165,48 +400,6 @@ pub(super) async fn read_toc(source: &dyn PartSource, database: &DatabaseContent
     reader.finish().map(|(toc, _)| toc)
 }
 
-async fn load_rows(
-    session: &Session,
-    major: u32,
-    work: Arc<Work>,
-    first: Vec<Task>,
-    encoding: &str,
-    options: &LoadOptions,
-    ctx: &Ctx,
-) -> Result<()> {
-    let mut workers = Vec::new();
-    for _ in 0..ctx.jobs {
-        let mut own = session.copy_session().await?;
-        settle(&mut own, major, encoding, options).await?;
-        workers.push(Worker { session: own, work: Arc::clone(&work) });
-    }
-    if let Some(worker) = workers.first_mut() {
-        for task in first {
-            worker.task(task).await?;
-        }
-    }
-    let mut tasks = tokio::task::JoinSet::new();
-    for worker in workers {
-        tasks.spawn(worker.run());
-    }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)))?;
-    }
-    Ok(())
-}
-
-async fn settle(session: &mut CopySession, major: u32, encoding: &str, options: &LoadOptions) -> Result<()> {
-    let mut sql = format!("{SETTINGS}; SET client_encoding = {}", quote_literal(encoding));
-    if major >= 17 {
-        sql += "; SET transaction_timeout = 0";
-    }
-    if let Some(role) = &options.role {
-        sql += "; SET ROLE ";
-        sql += &crate::postgres::quote_identifier(role);
-    }
-    session.rows(&sql).await.map(drop)
-}
-
 #[async_trait]
 impl Restorer for Load {
     fn accepts(&self, kind: &str) -> bool {
@@ -214,32 +407,11 @@ impl Restorer for Load {
     }
 
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
-        let contents = LogicalContents::from_contents(parts.contents())?;
-        let database = contents.as_ref().map(|contents| self.choose(contents)).transpose()?;
-        let mut facts = match database {
-            Some(database) => database.facts.clone(),
-            None => DatabaseFacts::from_contents(parts.contents())?,
-        };
-        if !self.keep_tablespace {
-            facts.tablespace = None;
+        self.options.check()?;
+        if let Some(contents) = LogicalContents::from_contents(parts.contents())? {
+            return self.restore_database(&parts, self.choose(&contents)?, ctx).await;
         }
-        let target = Target::make(&self.connection, &facts).await?;
-        let done = match database {
-            Some(database) => self.load(&parts, database, &target, ctx).await,
-            None => archive::load(&*parts, &target.info(), target.major, &self.tools, ctx).await,
-        };
-        match done {
-            Ok(words) => {
-                for message in words {
-                    ctx.observer.event(&Event::Warning { message });
-                }
-            }
-            Err(error) => return Err(target.undo(&self.connection, error).await),
-        }
-        let mut told = Map::new();
-        told.insert("database".to_owned(), target.name.into());
-        told.insert("server_version".to_owned(), target.version.into());
-        told.insert("created".to_owned(), target.created.into());
-        Ok(told)
+        let facts = DatabaseFacts::from_contents(parts.contents())?;
+        self.restore_archive(&parts, &facts, ctx).await
     }
 }

@@ -1,6 +1,9 @@
-/// How a database is restored.
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a database is restored, and what of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 pub struct LoadOptions {
     /// Everything belongs to the user who restores.
     pub no_owner: bool,
@@ -12,9 +15,122 @@ pub struct LoadOptions {
     pub role: Option<String>,
     /// Does not gather statistics afterwards.
     pub no_analyze: bool,
+    /// Definitions, and no rows.
+    pub schema_only: bool,
+    /// Rows, into tables that are there. All of them or none: they are committed when the last one is in. Values of
+    /// sequences follow.
+    pub data_only: bool,
+    /// With rows alone: neither triggers nor foreign keys act on them. Needs a superuser, or a role that may set
+    /// `session_replication_role`. Without it tables are loaded in the order that their foreign keys ask for.
+    pub disable_triggers: bool,
+    /// Only these tables, and what belongs to them.
+    pub tables: Vec<TableName>,
+    /// Only these schemas, and what is in them.
+    pub schemas: Vec<String>,
+    /// Schemas that get another name: old, new.
+    pub rename_schemas: Vec<(String, String)>,
+    /// Builds the indexes anew afterwards.
+    pub reindex: bool,
+    /// Goes on after an error of the server. All of them are told at the end, and the restore has failed then.
+    pub keep_going: bool,
+}
+
+/// A table with its schema.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    /// The schema.
+    pub schema: String,
+    /// The table.
+    pub name: String,
+}
+
+impl std::fmt::Display for TableName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+impl std::str::FromStr for TableName {
+    type Err = Error;
+
+    /// `schema.table`, as SQL has it: names in double quotes as they are, others in lower case.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::new(ErrorKind::Usage, format!("{text:?} is not the name of a table with its schema"))
+                .with_hint("write SCHEMA.TABLE, with double quotes around names with capitals or dots")
+        };
+        let mut names = Vec::new();
+        let mut rest = text;
+        loop {
+            let (name, after) = identifier(rest).ok_or_else(wrong)?;
+            names.push(name);
+            if after.is_empty() {
+                break;
+            }
+            rest = after.strip_prefix('.').ok_or_else(wrong)?;
+        }
+        let [schema, name] = <[String; 2]>::try_from(names).map_err(|_| wrong())?;
+        Ok(Self { schema, name })
+    }
+}
+
+/// An identifier at the head of a text, and what follows it. Nothing where there is none.
+pub(super) fn identifier(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$')).unwrap_or(text.len());
+        return (end > 0).then(|| (text[..end].to_lowercase(), &text[end..]));
+    };
+    let mut name = String::new();
+    let mut rest = quoted;
+    loop {
+        let end = rest.find('"')?;
+        name.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(more) => {
+                name.push('"');
+                rest = more;
+            }
+            None => return (!name.is_empty()).then_some((name, rest)),
+        }
+    }
 }
 
 impl LoadOptions {
+    /// Whether only some objects are restored.
+    pub fn is_selection(&self) -> bool {
+        !self.tables.is_empty() || !self.schemas.is_empty()
+    }
+
+    /// Whether it may go into a database that is not empty: it adds what is not there.
+    pub fn adds(&self) -> bool {
+        self.is_selection() || self.data_only || !self.rename_schemas.is_empty()
+    }
+
+    /// Refuses what contradicts itself.
+    pub(super) fn check(&self) -> Result<()> {
+        let no = |message: &str, hint: &str| Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
+        if self.schema_only && self.data_only {
+            return no(
+                "schema only and data only exclude each other",
+                "leave both out to restore everything",
+            );
+        }
+        if self.disable_triggers && !self.data_only {
+            return no(
+                "triggers are only there to be disabled with data only",
+                "leave it out: rows go in before triggers",
+            );
+        }
+        if self.data_only && !self.rename_schemas.is_empty() {
+            return no(
+                "with data only no schema is made that could get another name",
+                "leave one of them out",
+            );
+        }
+        Ok(())
+    }
+
     /// As arguments of `pg_restore`.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
@@ -22,6 +138,7 @@ impl LoadOptions {
             (self.no_owner, "--no-owner"),
             (self.no_acl, "--no-acl"),
             (self.no_tablespaces, "--no-tablespaces"),
+            (self.schema_only, "--schema-only"),
         ] {
             if given {
                 arguments.push(option.to_owned());
@@ -29,5 +146,21 @@ impl LoadOptions {
         }
         arguments.extend(self.role.iter().map(|role| format!("--role={role}")));
         arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_sql_has_them() {
+        let parse = |text: &str| text.parse::<TableName>().map(|t| (t.schema, t.name)).ok();
+        let name = |schema: &str, name: &str| Some((schema.to_owned(), name.to_owned()));
+        assert_eq!(parse("public.People"), name("public", "people"));
+        assert_eq!(parse(r#""odd ""name"""."t.1""#), name("odd \"name\"", "t.1"));
+        for wrong in ["people", "a.b.c", "", ".", "a.", "\"a.b", "a b.c", "\"\".a"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::super::PACK;
-use super::super::archive::{Entry, TABLE_DATA, Toc};
+use super::super::archive::{BLOBS, Entry, TABLE_DATA, Toc};
 use super::super::contents::{Chunk, DatabaseContents, TableContents};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,7 +31,7 @@ pub(super) enum Task {
 
 /// What is to be loaded.
 pub(super) struct Plan {
-    /// By number of the entry.
+    /// By number of the entry in the backup.
     pub(super) tables: HashMap<i32, Rows>,
     /// Tables that extensions configure: they may refer to each other and have their constraints already, so they
     /// come first, one after another.
@@ -40,20 +40,23 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Of the entries that are `wanted`.
     pub(super) fn new(
         toc: &Toc,
         database: &DatabaseContents,
         source: &dyn PartSource,
         jobs: usize,
+        wanted: &dyn Fn(i32) -> bool,
     ) -> Result<Self> {
         let kinds: HashMap<u32, String> = source.parts().into_iter().map(|p| (p.part, p.spec.kind)).collect();
         let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
-        let all: u64 = database.tables.iter().map(|table| table.bytes).sum();
+        let tables = || database.tables.iter().filter(|table| wanted(table.entry));
+        let all: u64 = tables().map(|table| table.bytes).sum();
         // One session can freeze what it loads, several cannot: so a table is shared only where the others would have
         // too little to do beside it.
         let mut plan = Self { tables: HashMap::new(), first: Vec::new(), then: VecDeque::new() };
         let (mut packs, mut weighed) = (BTreeMap::<u32, u64>::new(), Vec::new());
-        for table in &database.tables {
+        for table in tables() {
             let entry =
                 entries.get(&table.entry).filter(|entry| entry.kind == TABLE_DATA && entry.copy.is_some());
             let Some(entry) = entry else { return Err(unknown(table)) };
@@ -99,7 +102,8 @@ impl Plan {
         weighed.extend(
             packs.into_iter().map(|(part, bytes)| (bytes, Task::Pack { part, of_extensions: false })),
         );
-        if let Some(objects) = &database.large_objects {
+        let of_objects = toc.entries.iter().any(|entry| entry.kind == BLOBS && wanted(entry.id));
+        if let Some(objects) = database.large_objects.as_ref().filter(|_| of_objects) {
             let each = objects.bytes / (objects.parts.len() as u64).max(1);
             weighed.extend(objects.parts.iter().map(|part| (each, Task::LargeObjects(*part))));
         }

@@ -1,13 +1,15 @@
 //! A session that loads rows.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::super::archive::COPY_END;
 use super::super::contents::Chunk;
+use super::failure::Failure;
 use super::large_objects;
 use super::plan::{Rows, Task};
 use crate::dumper::PartSource;
@@ -20,28 +22,53 @@ const MESSAGE_BYTES: usize = 256 * 1024;
 
 /// What the sessions of a restore share.
 pub(super) struct Work {
-    pub(super) tables: std::collections::HashMap<i32, Rows>,
+    pub(super) tables: HashMap<i32, Rows>,
     pub(super) tasks: Mutex<VecDeque<Task>>,
     pub(super) source: Arc<dyn PartSource>,
+    /// Tasks that each table waits for.
+    pub(super) waiting: Mutex<HashMap<i32, usize>>,
+    /// Bounds how much is done at once, of rows and indexes together.
+    pub(super) permits: Arc<Semaphore>,
     /// Whether tables were made by this restore, so that rows can be frozen as they are loaded.
     pub(super) fresh: bool,
+    /// Whether all rows of a session are of one transaction, which is open and stays so.
+    pub(super) held: bool,
+    /// Where the restore goes on after errors: those that there were.
+    pub(super) failures: Option<Mutex<Vec<Failure>>>,
 }
 
 pub(super) struct Worker {
     pub(super) session: CopySession,
     pub(super) work: Arc<Work>,
+    /// Hears of tables that have all their rows.
+    pub(super) finished: mpsc::UnboundedSender<i32>,
 }
 
 impl Worker {
-    /// Takes tasks until there are none.
-    pub(super) async fn run(mut self) -> Result<()> {
+    /// Takes tasks until there are none. Gives the session back.
+    pub(super) async fn run(mut self) -> Result<CopySession> {
         loop {
             let task = self.work.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(task) = task else { break };
+            let Some(task) = task else { return Ok(self.session) };
+            let permits = Arc::clone(&self.work.permits);
+            let permit = permits.acquire().await.map_err(|_| Error::cancelled())?;
             self.task(task).await?;
+            drop(permit);
         }
-        self.session.close().await;
-        Ok(())
+    }
+
+    /// Whether the restore goes on after an error of a table.
+    async fn goes_on(&mut self, error: Error, table: &Rows) -> Result<()> {
+        let Some(failures) = self.work.failures.as_ref().filter(|_| error.kind() == ErrorKind::Database)
+        else {
+            return Err(error);
+        };
+        let message = error.to_string();
+        let object = Some(format!("rows of {}", table.name));
+        let message =
+            message.rsplit_once("the server says: ").map_or(message.clone(), |(_, said)| said.to_owned());
+        failures.lock().unwrap_or_else(PoisonError::into_inner).push(Failure { object, message });
+        self.session.rows("ROLLBACK").await.map(drop)
     }
 
     pub(super) async fn task(&mut self, task: Task) -> Result<()> {
@@ -55,9 +82,25 @@ impl Worker {
         }
     }
 
-    async fn chunks(&mut self, table: i32, chunks: &[Chunk], alone: bool) -> Result<()> {
+    async fn chunks(&mut self, number: i32, chunks: &[Chunk], alone: bool) -> Result<()> {
         let work = Arc::clone(&self.work);
-        let table = work.tables.get(&table).ok_or_else(|| Error::internal("a task without its table"))?;
+        let table = work.tables.get(&number).ok_or_else(|| Error::internal("a task without its table"))?;
+        match self.copy_chunks(&work, table, chunks, alone).await {
+            Err(error) => self.goes_on(error, table).await?,
+            Ok(()) => {}
+        }
+        let mut waiting = work.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = waiting.get_mut(&number) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                // Nobody listens where indexes come later.
+                let _ = self.finished.send(number);
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy_chunks(&mut self, work: &Work, table: &Rows, chunks: &[Chunk], alone: bool) -> Result<()> {
         self.start(table, alone).await?;
         for chunk in chunks {
             let mut data = work.source.open(chunk.part).await?;
@@ -78,29 +121,39 @@ impl Worker {
             while let Some(piece) = reader.next()? {
                 match piece {
                     Piece::Member(header) => {
-                        if let Some(table) = open.take() {
-                            self.stop(table, table.count).await?;
+                        if let Some(table) = open.take()
+                            && let Err(error) = self.stop(table, table.count).await
+                        {
+                            self.goes_on(error, table).await?;
                         }
                         let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
                         let entry = name.strip_suffix(".dat").and_then(|id| id.parse().ok());
                         // A table that is not restored is passed over.
                         open = entry.and_then(|id: i32| work.tables.get(&id));
                         open = open.filter(|table| table.of_extension == of_extensions);
-                        if let Some(table) = open {
-                            self.start(table, !of_extensions).await?;
+                        if let Some(table) = open
+                            && let Err(error) = self.start(table, !of_extensions).await
+                        {
+                            self.goes_on(error, table).await?;
+                            open = None;
                         }
                     }
                     Piece::Data(bytes) => {
-                        if let Some(table) = open {
-                            self.send(table, bytes).await?;
+                        if let Some(table) = open
+                            && let Err(error) = self.send(table, bytes).await
+                        {
+                            self.goes_on(error, table).await?;
+                            open = None;
                         }
                     }
                 }
             }
         }
         reader.finish()?;
-        if let Some(table) = open {
-            self.stop(table, table.count).await?;
+        if let Some(table) = open
+            && let Err(error) = self.stop(table, table.count).await
+        {
+            self.goes_on(error, table).await?;
         }
         Ok(())
     }
@@ -111,7 +164,7 @@ impl Worker {
         let frozen = alone && self.work.fresh && !table.entry.through_root();
         let copy = table.entry.copy.as_deref().unwrap_or_default();
         let copy = copy.strip_suffix(COPY_END).ok_or_else(|| Error::internal("an entry without COPY"))?;
-        let mut sql = b"BEGIN; ".to_vec();
+        let mut sql: Vec<u8> = if self.work.held { Vec::new() } else { b"BEGIN; ".to_vec() };
         if frozen {
             sql.extend(b"TRUNCATE TABLE ONLY ");
             sql.extend(table.entry.qualified());
@@ -119,7 +172,9 @@ impl Worker {
         }
         sql.extend(copy);
         sql.extend(if frozen { &b" FROM STDIN WITH (FREEZE)"[..] } else { b" FROM STDIN" });
-        sql.extend(b"; COMMIT");
+        if !self.work.held {
+            sql.extend(b"; COMMIT");
+        }
         self.session.copy_in(&sql).await.map_err(|e| of_table(e, table))
     }
 

@@ -15,7 +15,7 @@ use crate::event::Event;
 use crate::logical::archive::{Toc, quote};
 use crate::logical::contents::{DatabaseContents, LogicalContents};
 use crate::logical::database::maintenance;
-use crate::logical::load::{exists, read_toc};
+use crate::logical::load::{is_taken, read_toc};
 use crate::logical::{DatabaseFacts, KIND, Load, LoadOptions};
 use crate::postgres::{ConnInfo, Session, Tools, quote_literal};
 
@@ -73,10 +73,9 @@ impl ServerLoad {
         let mut taken = Vec::new();
         for database in &contents.databases {
             let name = &database.facts.name;
-            match exists(&server.info().with_database(name), server).await {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Conflict => taken.push(name.as_str()),
-                Err(error) => return Err(error.doing(format!("looking at the database {name}"))),
+            let is_taken = is_taken(&server.info().with_database(name)).await;
+            if is_taken.map_err(|e| e.doing(format!("looking at the database {name}")))? {
+                taken.push(name.as_str());
             }
         }
         if !taken.is_empty() {

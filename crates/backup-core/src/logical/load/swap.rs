@@ -1,0 +1,326 @@
+//! Putting a restored database in the place of one that is there.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::target::{Target, maintenance};
+use crate::dumper::Ctx;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::postgres::{ConnInfo, Session, quote_identifier, quote_literal};
+
+/// A name is cut by the server to so many bytes (`NAMEDATALEN`, PostgreSQL 15 to 18).
+const NAME_BYTES: usize = 63;
+/// How long a session may take to end.
+const TIME_TO_END: Duration = Duration::from_secs(10);
+/// How long a session that seems to end is waited for before it counts as one that stays.
+const TIME_TO_GO: Duration = Duration::from_secs(1);
+/// Settings that are lists of names (`variable_is_guc_list_quote` in dumputils.c, PostgreSQL 15 to 18).
+const LISTS: &[&str] = &[
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
+/// `NAME_pgark_new_7qd2k4…`
+pub(super) fn new_name(name: &str) -> String {
+    random_name(name, "new")
+}
+
+/// `NAME_pgark_scratch_7qd2k4…`
+pub(super) fn scratch_name(name: &str) -> String {
+    random_name(name, "scratch")
+}
+
+fn random_name(name: &str, what: &str) -> String {
+    let id = ulid::Ulid::generate().to_string().to_lowercase();
+    with_end(name, &format!("_pgark_{what}_{}", &id[id.len() - 8..]))
+}
+
+/// `NAME_pgark_old_20261121t181500z`
+fn old_name(name: &str) -> String {
+    with_end(name, &format!("_pgark_old_{}", Timestamp::now().strftime("%Y%m%dt%H%M%Sz")))
+}
+
+fn with_end(name: &str, end: &str) -> String {
+    let mut cut = name.len().min(NAME_BYTES - end.len());
+    while !name.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}{end}", &name[..cut])
+}
+
+/// What a swap came to.
+pub(super) struct Swapped {
+    /// The database that was there, by its new name; nothing where it was dropped.
+    pub(super) kept: Option<String>,
+}
+
+/// What is in the way of renaming a database, a line each.
+pub(super) async fn obstacles(session: &Session, name: &str, end_sessions: bool) -> Result<Vec<String>> {
+    let literal = quote_literal(name);
+    let mut found = Vec::new();
+    let sql = format!(
+        "SELECT string_agg(slot_name, ', ') FROM pg_catalog.pg_replication_slots WHERE database = {literal}"
+    );
+    if let Some(slots) = session.value(&sql).await? {
+        found.push(format!(
+            "logical replication slots of {name} would stay with the old database: {slots} (drop them, and make them again after the restore)"
+        ));
+    }
+    let sql = format!(
+        "SELECT string_agg(subname, ', ') FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid \
+         WHERE d.datname = {literal}"
+    );
+    if let Some(subscriptions) = session.value(&sql).await? {
+        found.push(format!(
+            "subscriptions of {name} would stay with the old database: {subscriptions} (drop them, and make them again after the restore)"
+        ));
+    }
+    let sql =
+        format!("SELECT string_agg(gid, ', ') FROM pg_catalog.pg_prepared_xacts WHERE database = {literal}");
+    if let Some(prepared) = session.value(&sql).await? {
+        found.push(format!("{name} has prepared transactions: {prepared} (commit or roll them back)"));
+    }
+    let begun = std::time::Instant::now();
+    let mut connected = connected(session, name).await?;
+    // Some are just about to end, of this process for example.
+    while !end_sessions && !connected.is_empty() && begun.elapsed() < TIME_TO_GO {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        connected = self::connected(session, name).await?;
+    }
+    if !end_sessions && !connected.is_empty() {
+        found.push(format!(
+            "{name} is in use by {} (disconnect them, or end them with --end-sessions)",
+            connected.iter().map(|(_, who)| who.as_str()).collect::<Vec<_>>().join(", ")
+        ));
+    }
+    Ok(found)
+}
+
+/// Sessions of a database: process, and who it is.
+async fn connected(session: &Session, name: &str) -> Result<Vec<(String, String)>> {
+    let sql = format!(
+        "SELECT pid, coalesce(usename, '-') || coalesce(nullif(' (' || application_name || ')', ' ()'), '') || ' pid ' || pid \
+         FROM pg_catalog.pg_stat_activity WHERE datname = {} AND backend_type = 'client backend' ORDER BY pid",
+        quote_literal(name)
+    );
+    let rows = session.rows(&sql).await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| match <[Option<String>; 2]>::try_from(row) {
+            Ok([Some(pid), Some(who)]) => Some((pid, who)),
+            _ => None,
+        })
+        .collect())
+}
+
+/// Gives the new database what belongs to the old one and not to its contents: owner, privileges, settings, limit of
+/// connections, comment.
+pub(super) async fn copy_settings(session: &Session, old: &str, new: &str) -> Result<()> {
+    let mut sql = Vec::new();
+    let target = quote_identifier(new);
+    let literal = quote_literal(old);
+    let facts = format!(
+        "SELECT pg_catalog.pg_get_userbyid(datdba), datconnlimit, datistemplate, datacl IS NULL, \
+         pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database WHERE datname = {literal}"
+    );
+    let row = session.rows(&facts).await?.into_iter().next().unwrap_or_default();
+    let [Some(owner), Some(limit), Some(template), Some(default_acl), comment] = &row[..] else {
+        return Err(Error::new(ErrorKind::NoDatabase, format!("the database {old} is gone")));
+    };
+    sql.push(format!("ALTER DATABASE {target} OWNER TO {}", quote_identifier(owner)));
+    if let Some(comment) = comment {
+        sql.push(format!("COMMENT ON DATABASE {target} IS {}", quote_literal(comment)));
+    }
+    if default_acl == "f" {
+        sql.push(format!("REVOKE ALL ON DATABASE {target} FROM PUBLIC, {}", quote_identifier(owner)));
+        let grants = format!(
+            "SELECT 'GRANT ' || a.privilege_type || ' ON DATABASE ' || {} || ' TO ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' \
+             ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END || CASE WHEN a.is_grantable \
+             THEN ' WITH GRANT OPTION' ELSE '' END FROM pg_catalog.pg_database d, pg_catalog.aclexplode(d.datacl) a \
+             WHERE d.datname = {literal}",
+            quote_literal(&target)
+        );
+        sql.extend(session.rows(&grants).await?.into_iter().filter_map(|row| row.into_iter().next()?));
+    }
+    let settings = format!(
+        "SELECT CASE setrole WHEN 0 THEN NULL ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(setrole)) END, unnest(setconfig) \
+         FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase WHERE d.datname = {literal}"
+    );
+    for row in session.rows(&settings).await? {
+        let Ok([role, Some(setting)]) = <[Option<String>; 2]>::try_from(row) else { continue };
+        let Some((name, value)) = setting.split_once('=') else { continue };
+        let whose = match role {
+            None => format!("DATABASE {target}"),
+            Some(role) => format!("ROLE {role} IN DATABASE {target}"),
+        };
+        sql.push(format!("ALTER {whose} SET {} TO {}", setting_name(name), setting_value(name, value)));
+    }
+    // Last: a template can be used by everybody, and a limit may keep its owner out.
+    sql.push(format!(
+        "ALTER DATABASE {target} WITH CONNECTION LIMIT {limit} IS_TEMPLATE {}",
+        template == "t"
+    ));
+    for statement in sql {
+        session
+            .rows(&statement)
+            .await
+            .map_err(|e| e.doing(format!("copying the settings of {old} ({statement})")))?;
+    }
+    Ok(())
+}
+
+/// A name of a setting, `my.setting` as well.
+fn setting_name(name: &str) -> String {
+    name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".")
+}
+
+/// Lists stand as SQL has them, and would become one element as a literal.
+fn setting_value(name: &str, value: &str) -> String {
+    if !LISTS.contains(&name.to_lowercase().as_str()) {
+        return quote_literal(value);
+    }
+    let (mut elements, mut element, mut quoted) = (Vec::new(), String::new(), false);
+    let mut chars = value.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                element.push('"');
+                chars.next();
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => elements.push(std::mem::take(&mut element)),
+            c if c.is_whitespace() && !quoted => {}
+            c => element.push(c),
+        }
+    }
+    elements.push(element);
+    elements.iter().map(|element| quote_literal(element)).collect::<Vec<_>>().join(", ")
+}
+
+/// Renames both in one transaction. The old database is as it was when this fails.
+pub(super) async fn swap(
+    target: &Target,
+    connection: &ConnInfo,
+    end_sessions: bool,
+    drop_old: bool,
+    ctx: &Ctx,
+) -> Result<Swapped> {
+    let (name, old) = (connection.database(), old_name(connection.database()));
+    let session = &target.maintenance;
+    let found = obstacles(session, name, true).await?;
+    if !found.is_empty() {
+        return Err(
+            Error::new(ErrorKind::Conflict, found.join("; ")).doing("taking the old database's place")
+        );
+    }
+    copy_settings(session, name, &target.name).await?;
+    if ctx.cancel.is_cancelled() {
+        return Err(Error::cancelled());
+    }
+    let allowed =
+        format!("SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = {}", quote_literal(name));
+    let allowed = session.value(&allowed).await?.as_deref() == Some("t");
+    let allow = |name: &str, allow: bool| {
+        format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {allow}", quote_identifier(name))
+    };
+    session.rows(&allow(name, false)).await?;
+    let renamed = async {
+        empty(session, name, end_sessions).await?;
+        let rename = |from: &str, to: &str| {
+            format!("ALTER DATABASE {} RENAME TO {}", quote_identifier(from), quote_identifier(to))
+        };
+        let sql = format!(
+            "BEGIN; {}; {}; {}; COMMIT",
+            rename(name, &old),
+            rename(&target.name, name),
+            allow(&old, allowed)
+        );
+        session.rows(&sql).await.map_err(|e| e.doing("renaming the databases")).map(drop)
+    };
+    if let Err(error) = renamed.await {
+        return Err(reopen(session, connection, &allow(name, allowed), error).await);
+    }
+    if !drop_old {
+        return Ok(Swapped { kept: Some(old) });
+    }
+    let drop = format!("DROP DATABASE {} WITH (FORCE)", quote_identifier(&old));
+    match session.rows(&drop).await {
+        Ok(_) => Ok(Swapped { kept: None }),
+        Err(error) => {
+            let message = format!("the old database is still there as {old}: {error}");
+            ctx.observer.event(&Event::Warning { message });
+            Ok(Swapped { kept: Some(old) })
+        }
+    }
+}
+
+/// Lets sessions in again after a failure.
+async fn reopen(session: &Session, connection: &ConnInfo, sql: &str, error: Error) -> Error {
+    // An open transaction of this session would keep it from being seen.
+    let again = match session.rows(&format!("ROLLBACK; {sql}")).await {
+        Err(_) => match maintenance(connection).await {
+            Ok(session) => session.rows(sql).await,
+            Err(e) => Err(e),
+        },
+        ok => ok,
+    };
+    match again {
+        Ok(_) => error,
+        Err(_) => error.doing(format!("the old database lets nobody in until somebody runs: {sql}")),
+    }
+}
+
+/// Waits until nobody is connected. New sessions are kept out already.
+async fn empty(session: &Session, name: &str, end_sessions: bool) -> Result<()> {
+    let begun = std::time::Instant::now();
+    loop {
+        let connected = connected(session, name).await?;
+        if connected.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > TIME_TO_END {
+            let who = connected.into_iter().map(|(_, who)| who).collect::<Vec<_>>().join(", ");
+            return Err(Error::new(ErrorKind::Conflict, format!("{name} is in use by {who}"))
+                .with_hint("disconnect them, or end them with --end-sessions"));
+        }
+        if end_sessions {
+            let pids: Vec<String> = connected.into_iter().map(|(pid, _)| pid).collect();
+            let sql = format!(
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM unnest(ARRAY[{}]) a (pid)",
+                pids.join(", ")
+            );
+            session.rows(&sql).await.map_err(|e| e.doing(format!("ending the sessions of {name}")))?;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_never_cut_by_the_server() {
+        let long = "ä".repeat(31);
+        for name in [new_name(&long), old_name(&long)] {
+            assert!(name.len() <= NAME_BYTES && name.starts_with("ää") && name.contains("_pgark_"), "{name}");
+        }
+        assert_ne!(new_name("shop"), new_name("shop"));
+    }
+
+    #[test]
+    fn lists_stay_lists() {
+        assert_eq!(
+            setting_value("search_path", r#""$user", public, "a ""b"", c""#),
+            r#"'$user', 'public', 'a "b", c'"#
+        );
+        assert_eq!(setting_value("search_path", r#""""#), "''");
+        assert_eq!(setting_value("application_name", "a, b"), "'a, b'");
+    }
+}
