@@ -79,7 +79,9 @@ impl Shop {
         let error = self.restore(load).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error:?}");
         let said = format!("{error:?}");
-        words.iter().for_each(|word| assert!(said.contains(word), "{word:?} is not in {said}"));
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not in {said}");
+        }
         error
     }
 
@@ -184,7 +186,7 @@ async fn a_schema_gets_another_name() {
     let shop = Shop::new().await;
     let rename = |names: &[(&str, &str)]| {
         options(|o| {
-            o.rename_schemas = names.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+            o.rename_schemas = names.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         })
     };
     // Beside the one that is there, with what it needs.

@@ -130,19 +130,20 @@ async fn roles(
     Ok(())
 }
 
-/// The roles that GRANT, REVOKE and ALTER DEFAULT PRIVILEGES name (`buildACLCommands` in dumputils.c, PostgreSQL 15 to
-/// 18): after TO, FROM, FOR ROLE or AUTHORIZATION.
+/// The roles that GRANT, REVOKE and ALTER DEFAULT PRIVILEGES name (`buildACLCommands` in `dumputils.c`, PostgreSQL 15 to
+/// 18), a statement a line.
 fn named_in(acl: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for line in acl.lines() {
-        for word in [" TO ", " FROM ", " FOR ROLE ", " AUTHORIZATION "] {
-            // Names of objects stand between quotes where they could look like one of these.
-            let Some((_, rest)) = line.rsplit_once(word) else { continue };
-            let Some((name, _)) = identifier(rest) else { continue };
-            if !(rest.starts_with("PUBLIC") || rest.starts_with("DEFAULT")) {
-                names.insert(name);
-            }
+        for first in ["ALTER DEFAULT PRIVILEGES FOR ROLE ", "SET SESSION AUTHORIZATION "] {
+            let rest = line.strip_prefix(first).filter(|rest| !rest.starts_with("DEFAULT"));
+            names.extend(rest.and_then(identifier).map(|(name, _)| name));
         }
+        let grants = line.starts_with("GRANT ") || (line.starts_with("ALTER ") && line.contains(" GRANT "));
+        // The last one: a name of an object may look like it.
+        let last = line.rsplit_once(if grants { " TO " } else { " FROM " });
+        let role = last.map(|(_, role)| role).filter(|role| !role.starts_with("PUBLIC"));
+        names.extend(role.and_then(identifier).map(|(name, _)| name));
     }
     names
 }

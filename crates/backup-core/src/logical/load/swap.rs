@@ -41,9 +41,9 @@ fn random_name(name: &str, what: &str) -> String {
     with_end(name, &format!("_pgark_{what}_{}", &id[id.len() - 8..]))
 }
 
-/// `NAME_pgark_old_20261121t181500z`
+/// `NAME_pgark_old_20261121t181500_123z`
 fn old_name(name: &str) -> String {
-    with_end(name, &format!("_pgark_old_{}", Timestamp::now().strftime("%Y%m%dt%H%M%Sz")))
+    with_end(name, &format!("_pgark_old_{}", Timestamp::now().strftime("%Y%m%dt%H%M%S_%3fz")))
 }
 
 fn with_end(name: &str, end: &str) -> String {
