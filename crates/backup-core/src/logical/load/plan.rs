@@ -52,8 +52,8 @@ impl Plan {
         let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
         let tables = || database.tables.iter().filter(|table| wanted(table.entry));
         let all: u64 = tables().map(|table| table.bytes).sum();
-        // One session can freeze what it loads, several cannot: so a table is shared only where the others would have
-        // too little to do beside it.
+        // One session can freeze what it loads, several cannot: so a table is shared only where one session alone
+        // would still load it when the others have nothing left.
         let mut plan = Self { tables: HashMap::new(), first: Vec::new(), then: VecDeque::new() };
         let (mut packs, mut weighed) = (BTreeMap::<u32, u64>::new(), Vec::new());
         for table in tables() {
@@ -89,7 +89,7 @@ impl Plan {
                 for chunk in &table.chunks {
                     *packs.entry(chunk.part).or_default() += chunk.bytes;
                 }
-            } else if table.bytes / 3 > all / jobs as u64 / 2 && table.chunks.len() > 1 {
+            } else if table.bytes > all / jobs as u64 * 21 / 20 && table.chunks.len() > 1 {
                 for chunk in &table.chunks {
                     let task = Task::Chunks { table: table.entry, chunks: vec![chunk.clone()], alone: false };
                     weighed.push((chunk.bytes, task));
