@@ -322,7 +322,7 @@ async fn damage_is_found_by_restore_and_verify() {
             Some(bytes) => std::fs::write(&path, bytes).unwrap(),
             None => std::fs::remove_file(&path).unwrap(),
         }
-        pgark.fails(&restore, kind).says("0001.pgdump");
+        pgark.fails(&restore, kind).says("0001.toc");
         let there = sql(&server, "postgres", "SELECT 1 FROM pg_database WHERE datname = 'restored'").await;
         assert!(there.is_empty(), "the database is left behind");
         for deep in [&[][..], &["--stored"]] {
@@ -332,13 +332,9 @@ async fn damage_is_found_by_restore_and_verify() {
             let finding = &report["backups"][0]["findings"][0];
             assert_eq!((&report["good"], &finding["missing"]), (&false.into(), &missing.into()), "{report}");
             let named = format!("{} {}", finding["what"], finding["why"]);
-            assert!(named.contains("0001.pgdump") && report["backups"][0]["id"] == *id, "{report}");
+            assert!(named.contains("0001.toc") && report["backups"][0]["id"] == *id, "{report}");
             let told = pgark.run(&[&["verify", "--repo", &repo], deep].concat());
-            assert!(
-                said(&told).contains("DAMAGED") && said(&told).contains("0001.pgdump"),
-                "{}",
-                said(&told)
-            );
+            assert!(said(&told).contains("DAMAGED") && said(&told).contains("0001.toc"), "{}", said(&told));
         }
     }
     std::fs::write(&path, &whole).unwrap();

@@ -117,7 +117,9 @@ async fn a_killed_pg_dump_is_a_failed_backup() {
     let holder = server.conninfo("postgres").unwrap().connect().await.unwrap();
     holder.rows("BEGIN; LOCK TABLE t").await.unwrap();
     let child = start(&server, repo.to_str().unwrap());
-    support::until_sql(&server, "SELECT count(*) FROM pg_locks WHERE NOT granted", "1").await;
+    let waits = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                 WHERE NOT granted AND query LIKE 'LOCK TABLE%'";
+    support::until_sql(&server, waits, "1").await;
     kill_process(child_of(child.id()), Signal::KILL).unwrap();
     let output = finish(child);
     let words = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -99,7 +99,7 @@ async fn from_init_to_restore() {
     );
     let shown = pgark.json(&["show", "--repo", &repo])["backup"].clone();
     assert_eq!((&shown["id"], &shown["stored_bytes"]), (&backup["id"], &backup["stored_bytes"]));
-    assert!(shown["parts"][0]["objects"][0]["key"].as_str().unwrap().ends_with(".pgdump.gz.age"), "{shown}");
+    assert!(shown["parts"][0]["objects"][0]["key"].as_str().unwrap().ends_with(".toc.gz.age"), "{shown}");
     assert_eq!(
         pgark.json(&["show", &id[..12], "--repo", &repo])["backup"]["id"],
         backup["id"],

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use tokio::task::JoinHandle;
 use tokio_util::io::ReaderStream;
 use ulid::Ulid;
 
@@ -323,7 +324,8 @@ impl Store for LocalStore {
         blocking(move || {
             root.file(&key)?;
             let (file, temporary) = root.temporary()?;
-            Ok(Box::new(LocalUpload { root, key, file: Some(file), temporary }) as Box<dyn Upload>)
+            Ok(Box::new(LocalUpload { root, key, file: Some(file), writing: None, temporary })
+                as Box<dyn Upload>)
         })
         .await
     }
@@ -388,6 +390,8 @@ struct LocalUpload {
     root: Arc<Root>,
     key: String,
     file: Option<File>,
+    /// A write whose future may have been dropped; it goes on, and gives the file back.
+    writing: Option<JoinHandle<(File, io::Result<()>)>>,
     temporary: PathBuf,
 }
 
@@ -403,13 +407,14 @@ impl Drop for LocalUpload {
 impl Upload for LocalUpload {
     async fn write(&mut self, chunk: Bytes) -> Result<()> {
         let gone = || Error::internal("a write to this upload failed or was interrupted before");
-        // Without its file the value forgets its temporary: after an interrupted write the sweep removes it.
         let mut file = self.file.take().ok_or_else(gone)?;
-        let (file, written) = blocking(move || {
+        let writing = self.writing.insert(tokio::task::spawn_blocking(move || {
             let written = chunk.chunks(WRITE_BYTES).try_for_each(|piece| file.write_all(piece));
-            Ok((file, written))
-        })
-        .await?;
+            (file, written)
+        }));
+        let written = writing.await;
+        self.writing = None;
+        let (file, written) = written.map_err(|e| Error::internal("a file task failed").caused_by(e))?;
         self.file = Some(file);
         written.map_err(|e| Error::io(format!("writing {}", self.key), e))
     }
@@ -429,7 +434,11 @@ impl Upload for LocalUpload {
         .await
     }
 
-    async fn abort(self: Box<Self>) -> Result<()> {
+    async fn abort(mut self: Box<Self>) -> Result<()> {
+        if let Some(writing) = self.writing.take() {
+            self.file = writing.await.ok().map(|(file, _)| file);
+        }
+        // With its file the value removes its temporary.
         drop(self);
         Ok(())
     }

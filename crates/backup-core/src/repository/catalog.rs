@@ -157,10 +157,12 @@ impl Catalog {
         }
     }
 
-    /// The newest backup of a kind. One of all that there is comes before one of a selection, however old it is: who
-    /// restores `latest` wants no part without a word.
+    /// The newest complete backup of a kind. One of all that there is comes before one of a selection, however old it is:
+    /// who restores `latest` wants no part without a word.
     pub fn latest_whole(&self, kind: &str) -> Option<&BackupSummary> {
-        let newest = |whole: bool| self.backups().rfind(|b| b.kind == kind && (!whole || !b.is_selection()));
+        let newest = |whole: bool| {
+            self.backups().rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
+        };
         newest(true).or_else(|| newest(false))
     }
 

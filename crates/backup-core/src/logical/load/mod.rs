@@ -279,17 +279,7 @@ impl Load {
             std::mem::swap(&mut toc, &mut new.toc);
             other_names = Some(new);
         }
-        let target = match way {
-            Way::Swap { .. } => {
-                let name = swap::new_name(&ground.name);
-                ground.beside(name, &database.facts).await?
-            }
-            _ => {
-                let mut facts = database.facts.clone();
-                facts.tablespace = facts.tablespace.filter(|_| self.keep_tablespace);
-                ground.target(&facts).await?
-            }
-        };
+        let target = self.target(ground, way, &database.facts).await?;
         let fill = Fill {
             source,
             database,
@@ -334,6 +324,17 @@ impl Load {
             told.insert("old_database".to_owned(), swapped.kept.into());
         }
         Ok(told)
+    }
+
+    /// The database that is filled: made where it is not there.
+    async fn target(&self, ground: Ground, way: Way, facts: &DatabaseFacts) -> Result<Target> {
+        if let Way::Swap { .. } = way {
+            let name = swap::new_name(&ground.name);
+            return ground.beside(name, facts).await;
+        }
+        let mut facts = facts.clone();
+        facts.tablespace = facts.tablespace.filter(|_| self.keep_tablespace);
+        ground.target(&facts).await
     }
 
     /// Drops what is made anew. What is left to restore, and what is there now.

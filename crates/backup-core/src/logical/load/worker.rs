@@ -85,9 +85,8 @@ impl Worker {
     async fn chunks(&mut self, number: i32, chunks: &[Chunk], alone: bool) -> Result<()> {
         let work = Arc::clone(&self.work);
         let table = work.tables.get(&number).ok_or_else(|| Error::internal("a task without its table"))?;
-        match self.copy_chunks(&work, table, chunks, alone).await {
-            Err(error) => self.goes_on(error, table).await?,
-            Ok(()) => {}
+        if let Err(error) = self.copy_chunks(&work, table, chunks, alone).await {
+            self.goes_on(error, table).await?;
         }
         let mut waiting = work.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = waiting.get_mut(&number) {
