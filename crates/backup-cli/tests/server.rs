@@ -79,7 +79,7 @@ async fn a_server_there_and_back_and_one_that_lacks_a_database() {
     assert_eq!(failure.status.code(), Some(46), "{}", said(&failure));
     assert!(said(&failure).contains("modest"), "{}", said(&failure));
     assert!(sql(&target, "postgres", "SELECT 1 FROM pg_database WHERE datname = 'one'").await.is_empty());
-    sql(&target, "postgres", "DROP DATABASE \"two 2\"").await;
+    sql(&target, "postgres", "DROP DATABASE IF EXISTS \"two 2\"").await;
 
     let done = pgark.text(&[&restore[..], &["--all-databases", "--globals"]].concat());
     assert!(done.contains("into globals and 3 databases of PostgreSQL"), "{done}");
