@@ -61,7 +61,7 @@ impl<'a> Definitions<'a> {
         target_major: u32,
         tools: &'a Tools,
         options: &'a LoadOptions,
-        large: &(dyn Fn(i32) -> bool + Sync),
+        large: &HashSet<i32>,
     ) -> Result<Self> {
         // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
         let tool = tools.find_for("pg_restore", toc.header.dump_major().max(target_major), info).await?;
@@ -231,14 +231,14 @@ fn is_of_objects(error: &Error) -> bool {
 
 /// What each large table's index is made by, with the number of the rows' entry: it needs the table alone, and nothing
 /// else needs to wait for it.
-fn indexes<'a>(toc: &'a Toc, large: &dyn Fn(i32) -> bool) -> Vec<(i32, &'a Entry)> {
+fn indexes<'a>(toc: &'a Toc, large: &HashSet<i32>) -> Vec<(i32, &'a Entry)> {
     let before: HashMap<i32, &Entry> = toc
         .entries
         .iter()
         .filter(|entry| entry.section != POST_DATA)
         .map(|entry| (entry.id, entry))
         .collect();
-    let of_rows = toc.entries.iter().filter(|entry| entry.kind == TABLE_DATA && large(entry.id));
+    let of_rows = toc.entries.iter().filter(|entry| entry.kind == TABLE_DATA && large.contains(&entry.id));
     let tables: HashMap<i32, i32> = of_rows
         .flat_map(|rows| {
             let tables =

@@ -51,7 +51,11 @@ pub(super) struct Filled {
 impl Fill<'_> {
     pub(super) async fn run(&self, ctx: &Ctx) -> Result<Filled> {
         let info = self.target.info();
-        let large = |rows: i32| self.overlaps() && self.bytes(rows) >= LARGE_TABLE;
+        let large = if self.overlaps() {
+            self.database.tables.iter().filter(|t| t.bytes >= LARGE_TABLE).map(|t| t.entry).collect()
+        } else {
+            HashSet::new()
+        };
         let major = self.target.major;
         let definitions =
             Definitions::new(self.toc, self.choice, &info, major, self.tools, self.options, &large).await?;
@@ -65,11 +69,6 @@ impl Fill<'_> {
     /// Whether indexes are built while rows of other tables are loaded.
     fn overlaps(&self) -> bool {
         !self.options.data_only && !self.options.schema_only && self.renamed.is_none()
-    }
-
-    /// Bytes of the rows of an entry.
-    fn bytes(&self, rows: i32) -> u64 {
-        self.database.tables.iter().find(|table| table.entry == rows).map_or(0, |table| table.bytes)
     }
 
     async fn fill(&self, definitions: &Definitions<'_>, ctx: &Ctx) -> Result<Filled> {
@@ -286,10 +285,9 @@ impl Fill<'_> {
     /// Compares the numbers of rows with those of the backup. Tables of extensions have rows of their own, and rows that
     /// go in through the root of partitions are elsewhere.
     pub(super) async fn compare(&self, ctx: &Ctx) -> Result<()> {
-        let of_table = |entry: &Entry| {
-            let tables = entry.dependencies.iter().filter_map(|id| self.toc.entry(*id));
-            tables.into_iter().any(|table| table.kind == "TABLE")
-        };
+        let is_table = |entry: &&Entry| entry.kind == "TABLE";
+        let made: HashSet<i32> = self.toc.entries.iter().filter(is_table).map(|entry| entry.id).collect();
+        let of_table = |entry: &Entry| entry.dependencies.iter().any(|id| made.contains(id));
         let expected = self
             .tables()
             .filter(|(_, entry)| !entry.through_root() && of_table(entry))

@@ -4,7 +4,7 @@
 //! definitions anew: they are made in a scratch database without rows, the schemas are renamed there, and `pg_dump` reads
 //! it. Names in the text of functions stay, as they do with ALTER SCHEMA.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::super::archive::{COPY_END, Entry, TABLE_DATA, Toc, quote};
 use super::super::contents::DatabaseContents;
@@ -67,7 +67,8 @@ pub(super) async fn in_scratch(
         let mut definitions_only = options.clone();
         definitions_only.keep_going = false;
         let definitions =
-            Definitions::new(toc, choice, &info, ground.major, tools, &definitions_only, &|_| false).await?;
+            Definitions::new(toc, choice, &info, ground.major, tools, &definitions_only, &HashSet::new())
+                .await?;
         definitions.before(ctx).await?;
         definitions.beside(ctx).await?;
         definitions.after(&info, ctx).await?;
