@@ -7,7 +7,7 @@ use crate::tar_reader::{BLOCK, padding};
 
 /// The header of a file.
 pub(super) fn member(name: &str, size: u64) -> Bytes {
-    let mut header = Header::new_gnu();
+    let mut header = Header::new_ustar();
     let bytes = header.as_mut_bytes();
     let length = name.len().min(100);
     bytes[..length].copy_from_slice(&name.as_bytes()[..length]);

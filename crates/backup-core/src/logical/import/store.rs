@@ -14,8 +14,7 @@ use crate::logical::archive::{
     BLOBS, CustomWriter, Entry, Rows, TERMINATOR, Toc, broken, damaged, unwritten,
 };
 use crate::logical::stock::{Object, Sink};
-use crate::logical::{COPY, Chunk, LARGE_OBJECTS, LargeObjectsContents, PACK, TableContents};
-use crate::tar_reader::{BLOCK, padding};
+use crate::logical::{COPY, Chunk, LARGE_OBJECTS, LargeObjectsContents, PACK, TableContents, tar_writer};
 
 /// A table, or large object, of up to so many bytes is held in memory until its length is known. A larger table gets
 /// its own part; a larger object is read twice.
@@ -88,22 +87,15 @@ impl Part {
 
     /// Begins a member of a tar archive.
     fn member(&mut self, name: &str, bytes: u64) -> Result<()> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(name).map_err(|e| Error::internal("a name of a member").caused_by(e))?;
-        header.set_size(bytes);
-        header.set_mode(0o600);
-        header.set_mtime(0);
-        header.set_cksum();
-        self.add(header.as_bytes())
+        self.add(&tar_writer::member(name, bytes))
     }
 
     fn end_member(&mut self, bytes: u64) -> Result<()> {
-        let zeros = [0; BLOCK];
-        self.add(&zeros[..usize::try_from(padding(bytes)).unwrap_or_default()])
+        self.add(&tar_writer::filling(bytes))
     }
 
     fn end_tar(mut self) -> Result<u32> {
-        self.add(&[0; 2 * BLOCK])?;
+        self.add(&tar_writer::end())?;
         self.end()
     }
 }
