@@ -3,19 +3,27 @@
 use crate::logical::DatabaseFacts;
 use crate::logical::archive::Toc;
 
-/// The facts, and whether the archive has those of the locale: a dump of some schemas or tables has not.
-pub(super) fn database(toc: &Toc) -> (DatabaseFacts, bool) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let mut facts = DatabaseFacts {
-        name: text(toc.header.database.as_deref().unwrap_or_default()),
-        encoding: toc.encoding().unwrap_or_else(|| "UTF8".to_owned()),
+/// The facts of a database whose locale is not known.
+pub(super) fn with_locale_c(name: String, encoding: String) -> DatabaseFacts {
+    DatabaseFacts {
+        name,
+        encoding,
         locale_provider: "c".to_owned(),
         collate: "C".to_owned(),
         ctype: "C".to_owned(),
         locale: None,
         icu_rules: None,
         tablespace: None,
-    };
+    }
+}
+
+/// The facts, and whether the archive has those of the locale: a dump of some schemas or tables has not.
+pub(super) fn database(toc: &Toc) -> (DatabaseFacts, bool) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut facts = with_locale_c(
+        text(toc.header.database.as_deref().unwrap_or_default()),
+        toc.encoding().unwrap_or_else(|| "UTF8".to_owned()),
+    );
     let Some(create) = toc.entries.iter().find(|entry| entry.kind == "DATABASE") else {
         return (facts, false);
     };

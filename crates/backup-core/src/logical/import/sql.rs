@@ -3,13 +3,14 @@
 use std::io::BufRead;
 use std::path::Path;
 
+use super::facts::with_locale_c;
 use super::plain_facts;
 use super::source::plain_reader;
 use super::store::Target;
 use crate::dumper::Dumped;
 use crate::error::{Error, ErrorKind, Result};
+use crate::logical::SQL;
 use crate::logical::archive::{Method, broken};
-use crate::logical::{DatabaseFacts, SQL};
 
 /// The first line that says what it is, and the last (`RestoreArchive` in `pg_backup_archiver.c`).
 const BEGIN: &str = "-- PostgreSQL database dump";
@@ -147,16 +148,10 @@ pub(super) fn import(path: &Path, method: Method, target: &Target) -> Result<Dum
     part.end()?;
     // SQL has the database's name, and its locale, only with --create.
     let database = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let facts = DatabaseFacts {
-        name: database.trim_end_matches(".sql").to_owned(),
-        encoding: head.encoding.unwrap_or_else(|| "UTF8".to_owned()),
-        locale_provider: "c".to_owned(),
-        collate: "C".to_owned(),
-        ctype: "C".to_owned(),
-        locale: None,
-        icu_rules: None,
-        tablespace: None,
-    };
+    let facts = with_locale_c(
+        database.trim_end_matches(".sql").to_owned(),
+        head.encoding.unwrap_or_else(|| "UTF8".to_owned()),
+    );
     Ok(Dumped {
         facts: plain_facts(&facts.name, &head.server, &head.dump),
         contents: facts.to_contents()?,
