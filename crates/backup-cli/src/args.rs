@@ -113,8 +113,9 @@ pub(crate) struct BackupArgs {
     /// The database: "host=… dbname=…", a URI, or a name; completed as libpq does (PG…, service, ~/.pgpass)
     #[arg(long, value_name = "CONNECTION")]
     pub(crate) db: Option<String>,
-    /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
-    /// client tools there. The database is named as it is seen from there; without a host it is the one of that place
+    /// Connects through docker:CONTAINER, kubectl:NAMESPACE/POD:CONTAINER or ssh:USER@HOST:PORT (only the names of the
+    /// container, the pod and the host are needed), and runs the client tools there. The database is named as it is
+    /// seen from there; without a host it is the one of that place
     #[arg(long, value_name = "PLACE", value_parser = via)]
     pub(crate) via: Option<Via>,
     /// Backs up every database of the server but template0 and template1, one after another, with roles, memberships,
@@ -200,8 +201,9 @@ pub(crate) struct RestoreArgs {
     /// --swap or --replace takes its place, or a part of the backup is added to it
     #[arg(long, value_name = "CONNECTION", required_unless_present = "target_dir")]
     pub(crate) into: Option<String>,
-    /// Connects through docker:CONTAINER, kubectl:[NAMESPACE/]POD[:CONTAINER] or ssh:[USER@]HOST[:PORT], and runs the
-    /// client tools there. That of the configuration does not count here: a restore may go elsewhere
+    /// Connects through docker:CONTAINER, kubectl:NAMESPACE/POD:CONTAINER or ssh:USER@HOST:PORT (only the names of the
+    /// container, the pod and the host are needed), and runs the client tools there. That of the configuration does not
+    /// count here: a restore may go elsewhere
     #[arg(long, value_name = "PLACE", requires = "into", value_parser = via)]
     pub(crate) via: Option<Via>,
     /// Of a physical backup, the new data directory; one that exists must be empty, or what a killed restore left: it goes
