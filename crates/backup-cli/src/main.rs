@@ -2,12 +2,8 @@
 
 mod args;
 mod commands;
-mod load_args;
 mod progress;
-mod recovery;
 mod render;
-mod selection_args;
-mod server;
 
 use std::io::Write;
 use std::process::ExitCode;
