@@ -87,7 +87,8 @@ impl RetentionPolicy for Newest {
                     last = Some(bucket);
                     Some(format!("{name}, {} of {}", self.count - left, self.count))
                 } else {
-                    (older == 0).then(|| format!("the oldest, while there are fewer than {} {name}", self.count))
+                    (older == 0)
+                        .then(|| format!("the oldest, while there are fewer than {} {name}", self.count))
                 };
                 Verdict::of(backup, reason)
             })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{AnyOf, Pinned, RetentionPolicy, Verdict, Verified};
-use crate::repository::{BackupId, BackupSummary, Marks, Unfinished};
+use crate::repository::{BackupId, BackupSummary, Marks};
 
 /// What is known of backups beside their records.
 #[derive(Debug, Clone, Default)]
@@ -19,14 +19,16 @@ pub struct Known {
     pub verified: BTreeSet<BackupId>,
     /// Runs at work, and what they build on.
     pub running: Vec<(BackupId, Option<BackupId>)>,
+    /// What stays whatever the rules say.
+    pub spared: BTreeSet<BackupId>,
 }
 
 impl Known {
     /// What marks say at a time.
-    pub fn of(marks: &Marks, running: &[(Unfinished, Option<BackupId>)], now: Timestamp) -> Self {
+    pub fn of(marks: &Marks, running: &[(BackupId, Option<BackupId>)], now: Timestamp) -> Self {
         use crate::repository::Verb;
         let mut known = Self::default();
-        known.running.extend(running.iter().map(|(run, parent)| (run.id.clone(), parent.clone())));
+        known.running.extend_from_slice(running);
         for id in marks.ids() {
             if let Some(pin) = marks.pin(id, now) {
                 let until = if let Verb::Pin(until) = pin.verb { until } else { None };
@@ -108,7 +110,9 @@ pub fn decide(
         for Verdict { id, reasons, .. } in
             policy.decide(group, now).into_iter().chain(of_marks.decide(group, now)).filter(|v| v.keep)
         {
-            reasons.into_iter().for_each(|why| keep(&id, why));
+            for why in reasons {
+                keep(&id, why);
+            }
         }
     }
     for (series, backups) in &not_good {
@@ -120,7 +124,12 @@ pub fn decide(
         }
     }
     for verdict in Pinned(known.pinned.clone()).decide(backups, now).into_iter().filter(|v| v.keep) {
-        verdict.reasons.into_iter().for_each(|why| keep(&verdict.id, why));
+        for why in verdict.reasons {
+            keep(&verdict.id, why);
+        }
+    }
+    for id in &known.spared {
+        keep(id, "it was not to go a moment ago".to_owned());
     }
     for (run, parent) in &known.running {
         if let Some(parent) = parent {
@@ -148,9 +157,9 @@ pub fn decide(
         .iter()
         .map(|backup| {
             let kept = reasons.remove(&backup.id);
-            let why = bad.get(&backup.id).map_or("no rule keeps it".to_owned(), |bad| {
-                format!("{bad}, and a good one followed it")
-            });
+            let why = bad
+                .get(&backup.id)
+                .map_or("no rule keeps it".to_owned(), |bad| format!("{bad}, and a good one followed it"));
             Decision {
                 id: backup.id.clone(),
                 keep: kept.is_some(),

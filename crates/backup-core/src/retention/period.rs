@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::tz::TimeZone;
-use jiff::{Span, SpanFieldwise, Timestamp, Unit};
+use jiff::{Span, SpanFieldwise, Timestamp};
 
 use crate::error::{Error, ErrorKind, Result};
 

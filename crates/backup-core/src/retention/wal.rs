@@ -78,7 +78,9 @@ impl WalNeeds {
         }
         for run in running {
             // It begins behind whatever had ended before it.
-            let before = known.iter().filter(|(b, _)| b.finished.saturating_add(CLOCKS).is_ok_and(|t| t <= run.started()));
+            let before = known
+                .iter()
+                .filter(|(b, _)| b.finished.saturating_add(CLOCKS).is_ok_and(|t| t <= run.started()));
             match before.map(|(_, span)| span.start).max() {
                 Some(start) if from.is_none_or(|from| start < from) => {
                     from = Some(start);

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -165,6 +166,27 @@ fn cover(ranges: &mut Vec<(u64, u64)>, (mut from, mut to): (u64, u64)) {
     ranges.insert(at, (from, to));
 }
 
+impl Archive {
+    /// The objects of segments that are not needed, and of what belongs to these.
+    /// `unneeded` is asked with the size of segments, where the object's name says it.
+    pub(crate) fn unneeded<'a>(
+        &'a self,
+        unneeded: impl Fn(SegmentName, Option<u64>) -> bool + Send + Sync + 'a,
+    ) -> BoxStream<'a, Result<Meta>> {
+        let goes = move |meta: &Meta| {
+            let Some((name, object)) = file_of(&meta.key) else { return false };
+            let size = Glance::parse(object).map(|piece| piece.segment_bytes).filter(|bytes| *bytes > 0);
+            match name {
+                WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _) => {
+                    unneeded(segment, size)
+                }
+                WalName::History(_) => false,
+            }
+        };
+        self.store().walk(&self.root()).try_filter(move |meta| std::future::ready(goes(meta))).boxed()
+    }
+}
+
 impl Survey {
     /// Lists an archive.
     pub async fn load(archive: &Archive) -> Result<Self> {
@@ -272,7 +294,9 @@ mod tests {
                 raw: raw.clone(),
                 stored: raw,
                 first: None,
-                last: Timestamp::from_microsecond(i64::try_from(*number).unwrap()).ok().filter(|_| *number > 0),
+                last: Timestamp::from_microsecond(i64::try_from(*number).unwrap())
+                    .ok()
+                    .filter(|_| *number > 0),
                 key: None,
             };
             let segment = SegmentName::numbered(*timeline, *number, SIZE);
@@ -298,7 +322,8 @@ mod tests {
             (2, 4, 0, SIZE, 2),
             (2, 4, 0, SIZE, 2),
         ]);
-        let runs = |timeline| found.runs(timeline).into_iter().map(|r| (r.first, r.segments)).collect::<Vec<_>>();
+        let runs =
+            |timeline| found.runs(timeline).into_iter().map(|r| (r.first, r.segments)).collect::<Vec<_>>();
         let name = |t, n| SegmentName::numbered(t, n, SIZE);
         assert_eq!(runs(1), [(name(1, 2).to_string(), 3), (name(1, 6).to_string(), 1)]);
         assert_eq!(runs(2), [(name(2, 4).to_string(), 1)]);
