@@ -18,6 +18,14 @@ impl Period {
     }
 }
 
+impl Period {
+    /// The moment so long after another.
+    pub fn after(&self, time: Timestamp, zone: &TimeZone) -> Timestamp {
+        let after = time.to_zoned(zone.clone()).checked_add(self.0.0);
+        after.map_or(Timestamp::MAX, |after| after.timestamp())
+    }
+}
+
 impl FromStr for Period {
     type Err = Error;
 

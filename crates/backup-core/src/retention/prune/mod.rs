@@ -298,10 +298,10 @@ impl Prune {
     }
 }
 
-/// As long as NFS takes a listing for true without asking (`acdirmax`).
-const DEFAULT_WAIT: Duration = Duration::from_mins(1);
-/// In percent.
-const DEFAULT_MAX_SHARE: u8 = 50;
+/// How long a prune waits after its marks: as long as NFS takes a listing for true without asking (`acdirmax`).
+pub const DEFAULT_WAIT: Duration = Duration::from_mins(1);
+/// The share of all backups, in percent, that may go at once.
+pub const DEFAULT_MAX_SHARE: u8 = 50;
 
 impl PrunePlan {
     /// Whether nothing goes.
