@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use super::gather::{forget_removed, segment_bytes};
 use super::{Gathered, Left, Prune, PrunePlan, Pruned};
 use crate::audit::{self, Act, Outcome};
 use crate::error::{Error, Result};
@@ -91,7 +92,8 @@ impl Prune {
             self.delete_wal(&second, &decisions, now, cancel, &mut done).await?;
         }
         self.step("tidying");
-        let after = Catalog::load_whole(&self.repository, &self.cluster).await?;
+        let mut after = Catalog::load_whole(&self.repository, &self.cluster).await?;
+        forget_removed(&self.repository, &mut after).await?;
         after.write_index(&self.repository).await?;
         self.forget_marks(&after, now, &mut done).await;
         Ok(done)
@@ -253,7 +255,7 @@ impl Prune {
                 continue;
             }
             self.step("deleting WAL");
-            let size = super::gather::segment_bytes(&gathered.backups, system);
+            let size = segment_bytes(&gathered.backups, system);
             let archive = self.archive(system);
             let mut objects = archive
                 .unneeded(|segment, bytes| bytes.or(size).is_some_and(|bytes| !needs.needs(segment, bytes)));

@@ -70,7 +70,7 @@ impl Gathered {
 }
 
 /// An interrupted removal took records away that the index still knows.
-async fn forget_removed(repository: &Repository, catalog: &mut Catalog) -> Result<()> {
+pub(super) async fn forget_removed(repository: &Repository, catalog: &mut Catalog) -> Result<()> {
     let cluster = catalog.cluster().clone();
     let marked: Vec<BackupId> =
         catalog.backups().map(|b| &b.id).filter(|id| catalog.is_being_removed(id)).cloned().collect();
