@@ -121,7 +121,7 @@ impl Settings {
         let conflicts = inventory.segments.iter().filter(|(_, segment)| segment.conflict);
         listing.conflicts = conflicts.map(|(name, _)| name.to_string()).collect();
         let catalog = Catalog::load(&repository, cluster).await?;
-        for backup in catalog.backups() {
+        for backup in catalog.staying() {
             let Some(span) = span(backup).filter(|span| span.system == archive.system()) else { continue };
             for timeline in inventory.leaves(span.wal) {
                 let reach = match inventory.history(timeline) {

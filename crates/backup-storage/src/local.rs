@@ -2,6 +2,7 @@
 
 mod walk;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -184,7 +185,27 @@ impl Root {
         Ok(Some(if there == body { Created::Same } else { Created::Other }))
     }
 
-    fn delete(&self, key: &str) -> Result<()> {
+    /// Deletes objects, and syncs each folder once in which a name went.
+    fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
+        let removed: Vec<Result<Option<PathBuf>>> = keys.iter().map(|key| self.remove(key)).collect();
+        let folders: BTreeSet<&PathBuf> = removed.iter().flatten().flatten().collect();
+        let unsynced: BTreeMap<PathBuf, io::Error> = folders
+            .into_iter()
+            .filter_map(|folder| sync_folder(folder).err().map(|e| (folder.clone(), e)))
+            // Removed by somebody else, once it was empty.
+            .filter(|(_, e)| !absent(e))
+            .collect();
+        let synced = |(key, removed): (&String, Result<Option<PathBuf>>)| match removed?
+            .and_then(|folder| unsynced.get(&folder))
+        {
+            Some(e) => Err(failed("deleting", key)(io::Error::new(e.kind(), e.to_string()))),
+            None => Ok(()),
+        };
+        keys.iter().zip(removed).map(synced).collect()
+    }
+
+    /// Removes a file, and the folders that are empty then; the first that is left.
+    fn remove(&self, key: &str) -> Result<Option<PathBuf>> {
         let path = self.file(key)?;
         self.check()?;
         match std::fs::remove_file(&path) {
@@ -200,10 +221,7 @@ impl Root {
             }
             folder = path.parent();
         }
-        match folder.map(sync_folder) {
-            Some(Err(e)) if !absent(&e) => Err(failed("deleting", key)(e)),
-            _ => Ok(()),
-        }
+        Ok(folder.map(Path::to_owned))
     }
 
     fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<Entry>> {
@@ -385,12 +403,10 @@ impl Store for LocalStore {
     }
 
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
-        let mut results = Vec::with_capacity(keys.len());
-        for key in keys {
-            let (root, key) = (Arc::clone(&self.0), key.clone());
-            results.push(blocking(move || root.delete(&key)).await);
-        }
-        results
+        let (root, own) = (Arc::clone(&self.0), keys.to_vec());
+        let deleted = tokio::task::spawn_blocking(move || root.delete(&own)).await;
+        let died = || Err(Error::internal("a file task failed"));
+        deleted.unwrap_or_else(|_| keys.iter().map(|_| died()).collect())
     }
 
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {

@@ -52,7 +52,7 @@ fn wanted(args: &ExportArgs, catalog: &Catalog) -> String {
     if args.backup != "latest" {
         return args.backup.clone();
     }
-    let newest = |kind: &str| catalog.backups().rfind(|backup| backup.kind == kind).map(|b| b.id.to_string());
+    let newest = |kind: &str| catalog.staying().rfind(|backup| backup.kind == kind).map(|b| b.id.to_string());
     let physical = if args.logical.any() { None } else { newest(KIND) };
     physical.or_else(|| newest(logical::KIND)).unwrap_or_else(|| args.backup.clone())
 }

@@ -85,7 +85,7 @@ async fn rotate(
     let (old, new): (Arc<dyn Encryptor>, Arc<dyn Encryptor>) = (Arc::new(old), Arc::new(new));
     let (repository, catalog) = catalog(cli, &settings).await?;
     let wanted: Vec<String> = if all {
-        catalog.backups().filter(|b| b.encryption.is_some()).map(|b| b.id.to_string()).collect()
+        catalog.staying().filter(|b| b.encryption.is_some()).map(|b| b.id.to_string()).collect()
     } else {
         vec![backup.to_owned()]
     };

@@ -183,7 +183,7 @@ async fn plan(
 ) -> Result<(BackupRecord, Recovery)> {
     let mut recovery = args.recovery.recovery()?;
     let backups: Vec<BackupSummary> = match args.backup.as_deref() {
-        Some("latest") | None => catalog.backups().filter(|backup| backup.kind == KIND).cloned().collect(),
+        Some("latest") | None => catalog.staying().filter(|backup| backup.kind == KIND).cloned().collect(),
         Some(wanted) => vec![catalog.find(wanted)?.clone()],
     };
     // A backup of another kind says itself that it does not go into a folder.

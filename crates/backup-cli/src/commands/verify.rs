@@ -18,7 +18,7 @@ pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken
     apply_jobs(args.jobs, &mut settings)?;
     let (repository, catalog) = catalog(cli, &settings).await?;
     let ids = if args.all {
-        catalog.backups().map(|b| b.id.clone()).collect()
+        catalog.staying().map(|b| b.id.clone()).collect()
     } else {
         vec![catalog.find(&args.backup)?.id.clone()]
     };

@@ -171,6 +171,11 @@ impl Catalog {
             || self.unfinished.iter().any(|run| run.id == *id)
     }
 
+    /// The backups that are not about to be removed, oldest first.
+    pub fn staying(&self) -> impl DoubleEndedIterator<Item = &BackupSummary> {
+        self.backups().filter(|backup| !self.is_being_removed(&backup.id))
+    }
+
     /// Runs without a record, oldest first.
     pub fn unfinished(&self) -> &[Unfinished] {
         &self.unfinished
@@ -213,9 +218,7 @@ impl Catalog {
     /// who restores `latest` wants no part without a word.
     pub fn latest_whole(&self, kind: &str) -> Option<&BackupSummary> {
         let newest = |whole: bool| {
-            self.backups()
-                .filter(|b| !self.is_being_removed(&b.id))
-                .rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
+            self.staying().rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
         };
         newest(true).or_else(|| newest(false))
     }

@@ -54,7 +54,7 @@ impl Parent {
     ) -> Result<Self> {
         if let Some(from) = from {
             let found = if from == "latest" {
-                catalog.backups().rfind(|b| b.kind == KIND).map_or_else(|| catalog.find(from), Ok)?
+                catalog.staying().rfind(|b| b.kind == KIND).map_or_else(|| catalog.find(from), Ok)?
             } else {
                 catalog.find(from)?
             };
