@@ -5,6 +5,7 @@
 
 mod audit;
 mod build;
+mod check;
 mod hooks;
 mod place;
 mod schema;
@@ -12,6 +13,7 @@ mod wal;
 mod work;
 
 pub use audit::{AuditListing, AuditVerified};
+pub use check::CheckOptions;
 pub use hooks::Hooks;
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
 pub use wal::{Timeline, WalListing, WalVerified, Window};

@@ -26,6 +26,7 @@ mod store;
 mod tar_reader;
 
 pub mod audit;
+pub mod check;
 pub mod codec;
 pub mod crypt;
 pub mod event;

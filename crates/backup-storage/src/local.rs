@@ -380,6 +380,15 @@ impl Store for LocalStore {
         results
     }
 
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        let root = Arc::clone(&self.0);
+        blocking(move || {
+            let space = rustix::fs::statvfs(&root.path).map_err(|e| failed("looking at", "")(e.into()))?;
+            Ok(Some(space.f_bavail * space.f_frsize))
+        })
+        .await
+    }
+
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
         let root = Arc::clone(&self.0);
         blocking(move || root.sweep_temporaries(age)).await

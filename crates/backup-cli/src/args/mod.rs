@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod check;
 mod export;
 mod load;
 mod recovery;
@@ -21,6 +22,7 @@ use pgark::{Error, ErrorKind, Result};
 
 pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
+pub(crate) use check::CheckArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use wal::WalCommand;
@@ -65,6 +67,7 @@ Exit codes:
   repository: 40 none there, 41 newer format, 42 no such backup,
     43 object missing, 44 exists already, 45 abandoned
   46 only part of it was done: databases of a server failed, the rest is there
+  47 check or status found something that will fail, or is late
   data: 50 damaged, 51 key missing, 52 wrong key
   60 not supported, 70 internal, 130 cancelled";
 
@@ -74,6 +77,8 @@ pub(crate) enum Command {
     Init,
     /// Backs a database up, or all of a server
     Backup(BackupArgs),
+    /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
+    Check(CheckArgs),
     /// Lists the backups
     List,
     /// Shows one backup

@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod check;
 mod confirm;
 mod demo;
 mod export;
@@ -31,6 +32,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
     match &cli.command {
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => return backup::run(&cli, args, cancel).await,
+        Command::Check(args) => return check::run(&cli, args).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,

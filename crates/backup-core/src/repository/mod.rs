@@ -35,5 +35,5 @@ pub use record::{
     PartRecord, Started, State, Tool,
 };
 pub(crate) use record::{PARTIAL, from_json, to_json};
-pub(crate) use run::{Run, host_name};
+pub(crate) use run::{Run, host_name, signed};
 pub use sweep::{DEFAULT_GRACE, Swept};
