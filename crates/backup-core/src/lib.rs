@@ -54,5 +54,6 @@ pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
 pub use store::{
     Bytestream, Created, Entry, Meta, Store, Upload, list_deep, list_sorted, read_if_there, read_whole,
+    walk_folders,
 };
 pub use tokio_util::sync::CancellationToken;

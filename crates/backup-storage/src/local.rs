@@ -1,5 +1,7 @@
 //! A folder of this machine as a store.
 
+mod walk;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -369,6 +371,17 @@ impl Store for LocalStore {
             .map_ok(|found| futures::stream::iter(found.into_iter().map(Ok)))
             .try_flatten()
             .boxed()
+    }
+
+    fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
+        let (root, folder) = (Arc::clone(&self.0), folder.to_owned());
+        walk::stream(move |to| {
+            root.check()?;
+            root.folder(&folder)?;
+            walk::walk(&root.path, &folder, to)?;
+            // It may have been taken away meanwhile: the rest was not absent then.
+            root.check()
+        })
     }
 
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {

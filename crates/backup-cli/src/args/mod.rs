@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod export;
 mod load;
+mod prune;
 mod recovery;
 mod restore;
 mod selection;
@@ -24,6 +25,7 @@ pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
 pub(crate) use check::CheckArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
+pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use wal::WalCommand;
 
@@ -91,6 +93,13 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
+    /// Removes the backups that no retention rule keeps, and the WAL that no remaining one needs. Shows what would go,
+    /// and why, until --apply says so
+    Prune(PruneArgs),
+    /// Keeps a backup whatever the retention rules say
+    Pin(PinArgs),
+    /// Leaves a backup to the retention rules again
+    Unpin(UnpinArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),

@@ -10,6 +10,8 @@ mod import;
 mod init;
 mod key;
 mod list;
+mod pin;
+mod prune;
 mod restore;
 mod safety;
 mod show;
@@ -39,6 +41,9 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
+        Command::Prune(args) => return prune::run(&cli, args, cancel).await,
+        Command::Pin(args) => pin::pin(&cli, args).await?,
+        Command::Unpin(args) => pin::unpin(&cli, args).await?,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Audit(command) => return audit::run(&cli, command).await,
         Command::Key(command) => key::run(&cli, command).await?,
