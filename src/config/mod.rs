@@ -4,12 +4,14 @@
 //! options are laid over it. `docs/configuration.md` describes the file.
 
 mod build;
+mod drill;
 mod hooks;
 mod place;
 mod schema;
 mod wal;
 mod work;
 
+pub use drill::{DrillSettings, DrillWanted};
 pub use hooks::Hooks;
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
 pub use wal::{Timeline, WalListing, WalVerified, Window};

@@ -9,6 +9,7 @@ use backup_storage::StoreOptions;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::drill::{DrillSettings, DrillTable};
 use super::hooks::Hooks;
 use super::place;
 
@@ -29,6 +30,8 @@ struct File {
     restore: RestoreTable,
     #[serde(default)]
     host: HostTable,
+    #[serde(default)]
+    drill: DrillTable,
     #[serde(default)]
     cluster: BTreeMap<Spanned<String>, ClusterTable>,
 }
@@ -134,6 +137,8 @@ pub struct Settings {
     pub hooks: Hooks,
     /// Folder of what is kept on this host from one run to the next.
     pub state: Option<PathBuf>,
+    /// Drills.
+    pub drill: DrillSettings,
     /// Goes before what the file says of a cluster.
     pub via: Option<Via>,
     /// The clusters of the file.
@@ -215,6 +220,7 @@ impl Settings {
         settings.pg_bin = file.backup.pg_bin.map(|p| below(&p));
         settings.hooks = Hooks { before: file.restore.before, after: file.restore.after };
         settings.state = file.host.state.map(|p| below(&p));
+        settings.drill = file.drill.settings(below);
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
             let via =

@@ -26,6 +26,7 @@ mod tar_reader;
 
 pub mod codec;
 pub mod crypt;
+pub mod drill;
 pub mod event;
 pub mod logical;
 pub mod physical;

@@ -1,6 +1,7 @@
 //! The arguments.
 
 mod backup;
+mod drill;
 mod export;
 mod load;
 mod recovery;
@@ -19,6 +20,7 @@ use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
 pub(crate) use backup::BackupArgs;
+pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use wal::WalCommand;
@@ -84,6 +86,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
+    /// Restores a backup into a throwaway server, proves it, and measures how long that takes
+    Drill(DrillArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),

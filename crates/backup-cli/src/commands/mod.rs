@@ -3,6 +3,7 @@
 mod backup;
 mod confirm;
 mod demo;
+mod drill;
 mod export;
 mod import;
 mod init;
@@ -36,6 +37,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
+        Command::Drill(args) => return drill::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,
         Command::Demo(args) => demo::run(&cli, args, cancel).await?,

@@ -14,6 +14,7 @@ mod fingerprint;
 mod import;
 mod load;
 mod pieces;
+mod prove;
 mod server;
 mod stock;
 mod tar_writer;
@@ -30,6 +31,7 @@ pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
 pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
+pub(crate) use prove::ProofLoad;
 pub use server::{ServerDump, ServerLoad, ServerPreview};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.

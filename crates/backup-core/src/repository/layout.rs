@@ -28,6 +28,11 @@ pub fn index(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/index")
 }
 
+/// Folder of the records of a cluster's drills.
+pub fn drills(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/drills")
+}
+
 /// Folder of a cluster's identities.
 pub fn identity(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/identity")

@@ -25,13 +25,14 @@ pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
 pub(crate) use keys::{has_key, open_cipher};
+pub(crate) use open::RECORD_LIMIT;
 pub use open::{Abilities, FORMAT, Repository};
 pub(crate) use raw_digest::RawHasher;
 pub use raw_digest::{Hash128, RawDigest};
-pub(crate) use record::PARTIAL;
 pub use record::{
     BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents,
     PartRecord, Started, State, Tool,
 };
-pub(crate) use run::Run;
+pub(crate) use record::{PARTIAL, from_json, to_json};
+pub(crate) use run::{Run, host_name};
 pub use sweep::{DEFAULT_GRACE, Swept};
