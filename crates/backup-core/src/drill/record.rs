@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Recovered;
 use crate::repository::{BackupId, ClusterName, RECORD_LIMIT, Repository, Tool, from_json, layout, to_json};
 use crate::store::{Created, Entry, list_sorted, read_whole};
@@ -55,9 +55,12 @@ pub struct Phase {
     pub outcome: Outcome,
     /// Seconds.
     pub seconds: f64,
-    /// What was done, or why not, in a line.
+    /// How many things are wrong.
+    pub findings: u64,
+    /// What was done, or why not, in a line. It may name tables, and is not kept.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
-    /// What is wrong, a line each; at most a hundred.
+    /// What is wrong, a line each; at most a hundred. Not kept either.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<String>,
 }
@@ -70,7 +73,8 @@ pub struct Failure {
     pub kind: String,
     /// The exit code of that kind.
     pub code: u8,
-    /// The error and its causes.
+    /// The error and its causes. It may name tables, and is not kept.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 
@@ -114,7 +118,7 @@ pub struct DrillRecord {
     pub good: bool,
     /// What ended it before its end.
     pub error: Option<Failure>,
-    /// What a person should know, a line each.
+    /// What a person should know, a line each. It may name roles, and is not kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// What else stands there.
@@ -128,14 +132,43 @@ impl DrillRecord {
         match &self.error {
             _ if self.good => 0,
             Some(error) => error.code,
-            None => crate::ErrorKind::Integrity.code(),
+            None => ErrorKind::Integrity.code(),
         }
+    }
+
+    /// Whether what was found is wrong with the backup: the user's own checks may be wrong themselves, and a server
+    /// that does not start may lack something of this host.
+    pub fn is_damage(&self) -> bool {
+        let damaged = |phase: &Phase| {
+            phase.outcome == Outcome::Failed
+                && matches!(phase.step, Step::Amcheck | Step::Compare | Step::Checksums)
+        };
+        match &self.error {
+            Some(error) => {
+                [ErrorKind::Integrity, ErrorKind::ObjectMissing].iter().any(|k| k.name() == error.kind)
+            }
+            None => self.phases.iter().any(damaged),
+        }
+    }
+
+    /// Without what is secret of the backup: the repository's records are in the clear.
+    fn without_words(&self) -> Self {
+        let mut bare = self.clone();
+        bare.warnings.clear();
+        if let Some(error) = &mut bare.error {
+            error.message.clear();
+        }
+        for phase in &mut bare.phases {
+            phase.note.clear();
+            phase.found.clear();
+        }
+        bare
     }
 
     /// Keeps it in the repository.
     pub(super) async fn store(&self, repository: &Repository) -> Result<()> {
         let key = format!("{}/{}.json", layout::drills(&self.cluster), self.id);
-        match repository.store().create(&key, to_json(self)?).await? {
+        match repository.store().create(&key, to_json(&self.without_words())?).await? {
             Created::New | Created::Same => Ok(()),
             Created::Other => Err(Error::internal("a new name is taken already")),
         }

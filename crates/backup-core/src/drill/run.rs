@@ -18,12 +18,13 @@ use super::place::Place;
 use super::record::{DrillRecord, Failure, Outcome, Phase, Step};
 use super::wal::{self, Answers};
 use super::workplace::{self, Workplace};
+use crate::audit::{self, Act};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
 use crate::logical::{self, ProofLoad};
 use crate::physical::{self, DataDirectory, Recovery, Target, TargetAction, span};
 use crate::postgres::{Cluster, ConnInfo, Environment, ServerPrograms, Via};
-use crate::repository::{BackupId, BackupRecord, FORMAT, Repository, Tool, host_name};
+use crate::repository::{BackupId, BackupRecord, FORMAT, Repository, Tool, Verb, host_name};
 use crate::restore::{Restore, RestoreBuilder};
 
 /// A drill at work.
@@ -195,8 +196,29 @@ impl<'a> Run<'a> {
         self.report.rto_seconds = self.report.phases.iter().filter(timed).map(|phase| phase.seconds).sum();
         self.report.warnings.append(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
         self.report.finished = Timestamp::now();
-        self.report.store(self.repository).await.map_err(|e| e.doing("keeping the record of the drill"))?;
+        self.keep().await?;
         Ok(self.report)
+    }
+
+    /// Keeps the record, marks the backup, and notes the drill in the audit log.
+    async fn keep(&self) -> Result<()> {
+        let (report, record) = (&self.report, self.record);
+        let mut act = Act::new("drill").backups([&record.id]).detail("drill", report.id.as_str());
+        act = act.detail("good", report.good);
+        let outcome = match &report.error {
+            Some(error) => audit::Outcome::Failed(error.kind.clone()),
+            None => audit::Outcome::Done,
+        };
+        audit::note_if_possible(self.repository, &record.cluster, act, outcome).await;
+        let verb =
+            if report.good { Some(Verb::VerifiedRaw) } else { report.is_damage().then_some(Verb::Damaged) };
+        if let Some(verb) = verb {
+            let note = format!("drill {}", report.id);
+            if let Err(error) = self.repository.mark(&record.cluster, &record.id, verb, Some(&note)).await {
+                tracing::warn!(%error, "the backup was not marked");
+            }
+        }
+        report.store(self.repository).await.map_err(|e| e.doing("keeping the record of the drill"))
     }
 
     async fn steps(
@@ -272,7 +294,8 @@ impl<'a> Run<'a> {
             ),
         };
         let Looked { outcome, note, found } = looked;
-        self.report.phases.push(Phase { step, outcome, seconds: begun.elapsed().as_secs_f64(), note, found });
+        let (findings, seconds) = (found.len() as u64, begun.elapsed().as_secs_f64());
+        self.report.phases.push(Phase { step, outcome, seconds, findings, note, found });
         error.map_or(Ok(()), |error| Err(error.doing(what)))
     }
 
