@@ -13,6 +13,7 @@ mod export;
 mod fingerprint;
 mod import;
 mod load;
+mod look;
 mod pieces;
 mod prove;
 mod server;
@@ -31,6 +32,7 @@ pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
 pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
+pub(crate) use look::{RowsLook, RowsRead};
 pub(crate) use prove::ProofLoad;
 pub use server::{ServerDump, ServerLoad, ServerPreview};
 
