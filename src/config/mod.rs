@@ -8,11 +8,13 @@ mod drill;
 mod hooks;
 mod place;
 mod schema;
+mod verify;
 mod wal;
 mod work;
 
 pub use drill::{DrillSettings, DrillWanted};
 pub use hooks::Hooks;
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
+pub use verify::{OthersVerified, SampleOf, Verified, VerifyWanted};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, ServerOptions, WalOf, What};

@@ -295,6 +295,13 @@ async fn forged_backups_are_found() {
             forge(&pgark, &logical, kind, |bytes| replace(bytes, b"needle 777", b"needle 778"));
         }
     }
+    // What the parts hold is looked at by a verification, too.
+    let verified = pgark.run(&["--json", "verify", &logical]);
+    assert_eq!(verified.status.code(), Some(50), "{}", said(&verified));
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let finding = &verified["backups"][0]["findings"][0];
+    assert!(finding["why"].as_str().unwrap().contains("fingerprint"), "{verified:#}");
+    assert!(finding["key"].as_str().unwrap().contains(&format!("{logical}/parts/")), "{verified:#}");
     let record = fails(&pgark, &[&logical, "--work-dir", &work], 50);
     assert_eq!(
         (outcome(&record, "restore"), outcome(&record, "compare")),
@@ -304,6 +311,11 @@ async fn forged_backups_are_found() {
 
     let physical = backup(&["--physical"]);
     forge(&pgark, &physical, "tar", |bytes| replace(bytes, b"needle 777", b"needle 778"));
+    let verified = pgark.run(&["verify", &physical]);
+    assert_eq!(verified.status.code(), Some(50), "{}", said(&verified));
+    for words in ["does not have its checksum", "another checksum than the server gave it"] {
+        assert!(said(&verified).contains(words), "{}", said(&verified));
+    }
     let record = fails(&pgark, &[&physical, "--work-dir", &work], 50);
     let wrong: Vec<&str> =
         ["amcheck", "checksums"].into_iter().filter(|step| outcome(&record, step) == "failed").collect();

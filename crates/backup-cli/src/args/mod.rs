@@ -8,6 +8,7 @@ mod recovery;
 mod restore;
 mod selection;
 mod server;
+mod verify;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub(crate) use backup::BackupArgs;
 pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use restore::RestoreArgs;
+pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -128,24 +130,6 @@ pub(crate) struct ShowArgs {
     pub(crate) contents: bool,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
-}
-
-#[derive(Args)]
-pub(crate) struct VerifyArgs {
-    /// latest, an id, or the beginning of one
-    #[arg(default_value = "latest")]
-    pub(crate) backup: String,
-    /// Every backup of the cluster
-    #[arg(long, conflicts_with = "backup")]
-    pub(crate) all: bool,
-    /// Compares the stored bytes only; needs no key
-    #[arg(long)]
-    pub(crate) stored: bool,
-    #[command(flatten)]
-    pub(crate) keys: ReadKeys,
-    /// How much is done at once [default: all cores]
-    #[arg(long, short, value_name = "N")]
-    pub(crate) jobs: Option<usize>,
 }
 
 #[derive(Subcommand)]

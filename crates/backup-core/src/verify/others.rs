@@ -50,7 +50,8 @@ async fn objects(store: &dyn Store, folder: &str) -> Result<Vec<String>> {
 async fn verify_object(store: &dyn Store, key: String) -> Result<Option<Finding>> {
     let read = async {
         let body = read_whole(store, &key, RECORD_LIMIT).await?;
-        let body = if key.ends_with(".zst") {
+        let is_compressed = key.strip_suffix(".zst").is_some();
+        let body = if is_compressed {
             zstd::bulk::decompress(&body, RECORD_LIMIT)
                 .map_err(|e| {
                     crate::Error::new(crate::ErrorKind::Integrity, format!("{key} is damaged: {e}"))

@@ -18,6 +18,15 @@ impl Sample {
         Self { percent, seed }
     }
 
+    /// So many of a hundred, others each time.
+    pub fn random(percent: f64) -> Self {
+        // JSON readers take numbers of this size for what they are.
+        Self {
+            percent,
+            seed: u64::try_from(ulid::Ulid::generate().random() & u128::from(u32::MAX)).unwrap_or(0),
+        }
+    }
+
     /// Chooses among things by their names; in their order.
     pub(super) fn choose<T>(&self, all: Vec<T>, name: impl Fn(&T) -> String) -> Vec<T> {
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
