@@ -375,6 +375,12 @@ async fn every_object_of_a_logical_backup_and_of_the_cluster() {
     assert_eq!(host.json(&["verify", "--all"])["good"], true);
 
     let of = |id: &str, end: &str| the_object(&host, &format!("repo/clusters/main/backups/{id}"), end);
+    // As the user of this test: a build for tests finds the words of age's errors in the folder of its sources.
+    let config = host.place("pgark.toml");
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pgark"));
+        command.arg("--config").arg(&config).args(args).env_remove("PGARK_CONFIG").output().unwrap()
+    };
     let mut wrong = Vec::new();
     let kinds = [".toc.zst.age", ".copy.zst.age", ".pack.zst.age", ".blobs.zst.age", "contents.json.zst.age"];
     for end in kinds.into_iter().chain(["key.age", "backup.json"]) {
@@ -384,10 +390,15 @@ async fn every_object_of_a_logical_backup_and_of_the_cluster() {
             let _mended = Harmed::new(&path, &other, harm, &mut dice);
             let what = format!("{harm:?} {end}");
             let part = format!("part {} ", file.split('.').next().unwrap().trim_start_matches('0'));
-            told(&host.run(&["verify", "--all"]), &[&file, &part], &format!("verify, {what}"), &mut wrong);
+            let which = if end == "backup.json" { "--all" } else { &ids[1] };
+            let names = [&file, part.as_str(), "the key of backup"];
+            told(&run(&["verify", which]), &names, &format!("verify, {what}"), &mut wrong);
+            if ![Harm::Bit, Harm::Swapped].contains(&harm) {
+                continue;
+            }
             // A restore fails, or it does not begin.
             let into = server.url("restored");
-            let restore = host.run(&["restore", &ids[1], "--into", &into]);
+            let restore = run(&["restore", &ids[1], "--into", &into]);
             if restore.status.success() {
                 wrong.push(format!("restore, {what}: {}", said(&restore)));
             }
@@ -408,12 +419,13 @@ async fn every_object_of_a_logical_backup_and_of_the_cluster() {
                 continue;
             }
             let _mended = Harmed::new(&path, &path, harm, &mut dice);
-            let verified = host.run(&["verify", "--all", "--jobs", "1"]);
+            let verified = run(&["verify", "--all"]);
             told(&verified, &[file, key], &format!("verify, {harm:?} {folder}"), &mut wrong);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(host.json(&["verify", "--all"])["good"], true);
+    let whole = run(&["verify", "--all"]);
+    assert!(whole.status.success(), "{}", said(&whole));
 }
 
 #[tokio::test(flavor = "multi_thread")]
