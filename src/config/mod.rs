@@ -6,17 +6,21 @@
 mod audit;
 mod build;
 mod check;
+mod drill;
 mod hooks;
 mod place;
 mod retention;
 mod schema;
+mod verify;
 mod wal;
 mod work;
 
 pub use audit::{AuditListing, AuditVerified};
 pub use check::CheckOptions;
+pub use drill::{DrillSettings, DrillWanted};
 pub use hooks::Hooks;
 pub use retention::{PruneAnswer, PruneHow, RetentionSettings, until};
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
+pub use verify::{OthersVerified, SampleOf, Verified, VerifyWanted};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, ServerOptions, WalOf, What};

@@ -29,6 +29,7 @@ pub mod audit;
 pub mod check;
 pub mod codec;
 pub mod crypt;
+pub mod drill;
 pub mod event;
 pub mod logical;
 pub mod physical;

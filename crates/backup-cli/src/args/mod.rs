@@ -3,6 +3,7 @@
 mod audit;
 mod backup;
 mod check;
+mod drill;
 mod export;
 mod load;
 mod prune;
@@ -10,6 +11,7 @@ mod recovery;
 mod restore;
 mod selection;
 mod server;
+mod verify;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -24,9 +26,11 @@ use pgark::{Error, ErrorKind, Result};
 pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
 pub(crate) use check::CheckArgs;
+pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use restore::RestoreArgs;
+pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -100,6 +104,8 @@ pub(crate) enum Command {
     Pin(PinArgs),
     /// Leaves a backup to the retention rules again
     Unpin(UnpinArgs),
+    /// Restores a backup into a throwaway server, proves it, and measures how long that takes
+    Drill(DrillArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
@@ -143,24 +149,6 @@ pub(crate) struct ShowArgs {
     pub(crate) contents: bool,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
-}
-
-#[derive(Args)]
-pub(crate) struct VerifyArgs {
-    /// latest, an id, or the beginning of one
-    #[arg(default_value = "latest")]
-    pub(crate) backup: String,
-    /// Every backup of the cluster
-    #[arg(long, conflicts_with = "backup")]
-    pub(crate) all: bool,
-    /// Compares the stored bytes only; needs no key
-    #[arg(long)]
-    pub(crate) stored: bool,
-    #[command(flatten)]
-    pub(crate) keys: ReadKeys,
-    /// How much is done at once [default: all cores]
-    #[arg(long, short, value_name = "N")]
-    pub(crate) jobs: Option<usize>,
 }
 
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod confirm;
 mod demo;
+mod drill;
 mod export;
 mod import;
 mod init;
@@ -44,6 +45,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Prune(args) => return prune::run(&cli, args, cancel).await,
         Command::Pin(args) => pin::pin(&cli, args).await?,
         Command::Unpin(args) => pin::unpin(&cli, args).await?,
+        Command::Drill(args) => return drill::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Audit(command) => return audit::run(&cli, command).await,
         Command::Key(command) => key::run(&cli, command).await?,
