@@ -84,6 +84,12 @@ impl RestoreBuilder {
         self
     }
 
+    /// The same, where it is shared or there is none.
+    pub(crate) fn shared_encryptor(mut self, encryptor: Option<Arc<dyn Encryptor>>) -> Self {
+        self.encryptor = encryptor;
+        self
+    }
+
     /// An application's own compression method; those of [`codec`] are known.
     #[must_use]
     pub fn compressor(mut self, compressor: impl Compressor + 'static) -> Self {

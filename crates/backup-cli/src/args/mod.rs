@@ -3,6 +3,7 @@
 mod backup;
 mod export;
 mod load;
+mod recover;
 mod recovery;
 mod restore;
 mod selection;
@@ -20,6 +21,7 @@ use pgark::{Error, ErrorKind, Result};
 
 pub(crate) use backup::BackupArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
+pub(crate) use recover::RecoverArgs;
 pub(crate) use restore::RestoreArgs;
 pub(crate) use wal::WalCommand;
 
@@ -78,6 +80,8 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// Restores a backup
     Restore(RestoreArgs),
+    /// Recovers a table as it was at a time into a live database: under a new name, or the rows that are missing there
+    Recover(RecoverArgs),
     /// Writes a backup as stock tools have it: a physical one for pg_verifybackup and pg_combinebackup, a logical one for
     /// pg_restore and psql, or one of its tables as CSV
     #[allow(clippy::doc_markdown)]

@@ -25,6 +25,7 @@ pub use contents::{
 };
 pub use database::DatabaseFacts;
 pub use describe::Describe;
+pub(crate) use dump::definitions_of;
 pub use dump::{Dump, Preview, Selection};
 pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};

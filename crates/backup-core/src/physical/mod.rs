@@ -5,6 +5,7 @@
 
 mod archived;
 mod blocks;
+mod catalog;
 mod chain;
 mod check;
 mod clear;
@@ -18,16 +19,19 @@ mod incremental;
 mod journal;
 mod manifest;
 mod overlay;
+mod partial;
 mod place;
 mod plan;
 mod recovery;
 mod relation;
 mod restore;
+mod select;
 mod shards;
 mod unpack;
 mod wal;
 
 pub(crate) use dump::size_of_setting;
+pub(crate) use partial::{DATA, Outcome, PartialDirectory};
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use export::Export;
 pub use increment::Parent;

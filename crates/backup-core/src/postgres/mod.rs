@@ -13,6 +13,7 @@ mod socket;
 mod staged;
 mod start;
 mod temp_server;
+mod throwaway;
 mod tls;
 mod tools;
 mod via;
@@ -33,6 +34,7 @@ pub use replication::{
 pub use staged::Staged;
 pub use start::{Recovered, start_and_recover};
 pub use temp_server::{TempServer, TempServerOptions};
+pub(crate) use throwaway::{Throwaway, ThrowawayFolder};
 pub use tools::{Tool, Tools};
 pub use via::Via;
 

@@ -203,7 +203,7 @@ impl Drop for TempServer {
 }
 
 /// Whom the server runs as, when this process is root.
-fn server_owner() -> Result<Option<(u32, u32)>> {
+pub(crate) fn server_owner() -> Result<Option<(u32, u32)>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
