@@ -113,8 +113,7 @@ impl Settings {
         if of_logical {
             return self.plan_logical(repository, catalog, options, given).await;
         }
-        let (plan, archived) =
-            self.plan_recovery(repository, catalog.cluster(), &physical, recovery).await?;
+        let (plan, archived) = self.plan_recovery(repository, catalog.cluster(), &physical, recovery).await?;
         let mut recovery = recovery.clone();
         recovery.timeline = Some(plan.timeline);
         let brings_wal = span(&plan.backup).is_none_or(|span| span.wal.brings_wal);
@@ -204,7 +203,8 @@ impl RecoverOptions {
         let first = self.tables.first();
         let table = || {
             first.cloned().ok_or_else(|| {
-                Error::new(ErrorKind::Usage, "no table is named").with_hint("name it with --table SCHEMA.TABLE")
+                Error::new(ErrorKind::Usage, "no table is named")
+                    .with_hint("name it with --table SCHEMA.TABLE")
             })
         };
         let within = |schema: &Option<String>| {
@@ -213,7 +213,9 @@ impl RecoverOptions {
         };
         Ok(match &self.way {
             RecoverWay::MergeMissing { .. } => table()?,
-            RecoverWay::Query { name, schema, .. } => TableName { schema: within(schema), name: name.clone() },
+            RecoverWay::Query { name, schema, .. } => {
+                TableName { schema: within(schema), name: name.clone() }
+            }
             RecoverWay::Copy { name: Some(name), schema } => {
                 table()?;
                 TableName { schema: within(schema), name: name.clone() }

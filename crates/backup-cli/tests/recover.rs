@@ -46,7 +46,8 @@ const TABLES: &str = "
 
 /// Rows of a table and the sum over their contents.
 async fn rows_of(server: &TempServer, table: &str, columns: &str) -> String {
-    let sum = format!("SELECT count(*), sum(hashtextextended(t::text, 7)) FROM (SELECT {columns} FROM {table}) t");
+    let sum =
+        format!("SELECT count(*), sum(hashtextextended(t::text, 7)) FROM (SELECT {columns} FROM {table}) t");
     format!("{:?}", sql(server, "postgres", &sum).await[0])
 }
 

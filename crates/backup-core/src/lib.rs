@@ -41,7 +41,8 @@ pub mod wal;
 pub use backup::{Backup, BackupBuilder, Summary};
 pub use compressor::Compressor;
 pub use dumper::{
-    AfterCommit, Ctx, Dumped, Dumper, PartFrames, PartInfo, PartSink, PartSource, PartSpec, PartWriter, Restorer,
+    AfterCommit, Ctx, Dumped, Dumper, PartFrames, PartInfo, PartSink, PartSource, PartSpec, PartWriter,
+    Restorer,
 };
 pub use encryptor::{Cipher, Encryptor, ReadSeek, Seal};
 pub use error::{Error, ErrorKind, Result};

@@ -72,9 +72,7 @@ impl AgeCipher {
             e => e,
         };
         let decryptor = age::Decryptor::new(from).map_err(|e| damaged(&e))?;
-        decryptor
-            .decrypt(std::iter::once(&self.identity as &dyn age::Identity))
-            .map_err(|e| damaged(&e))
+        decryptor.decrypt(std::iter::once(&self.identity as &dyn age::Identity)).map_err(|e| damaged(&e))
     }
 }
 

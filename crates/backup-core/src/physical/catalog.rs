@@ -93,9 +93,9 @@ impl Catalogs {
         let mut named: HashMap<u32, (Vec<u8>, u32)> = HashMap::new();
         self.mapped_rows(PG_CLASS, |row| {
             let toast = if major >= 18 { 112 } else { 108 };
-            let (Some(oid), Some(name), Some(schema), Some(file), Some(toast)) = (
-                number(row, 0), name_at(row, 4), number(row, 68), number(row, 88), number(row, toast),
-            ) else {
+            let (Some(oid), Some(name), Some(schema), Some(file), Some(toast)) =
+                (number(row, 0), name_at(row, 4), number(row, 68), number(row, 88), number(row, toast))
+            else {
                 return;
             };
             // Booleans and letters behind it; 18 has one number more.
@@ -124,8 +124,11 @@ impl Catalogs {
                     && schemas.get(&schema).is_some_and(|names| names.iter().any(|n| n == wanted.as_bytes()))
             })
         };
-        let mut wanted: HashSet<u32> =
-            named.iter().filter(|(_, (name, schema))| is_sought(name, *schema)).map(|(oid, _)| *oid).collect();
+        let mut wanted: HashSet<u32> = named
+            .iter()
+            .filter(|(_, (name, schema))| is_sought(name, *schema))
+            .map(|(oid, _)| *oid)
+            .collect();
         let pairs = |catalog: u32, child: usize, parent: usize| -> Result<Vec<(u32, u32)>> {
             let mut found = Vec::new();
             rows(catalog, &mut |row| {

@@ -31,10 +31,10 @@ mod unpack;
 mod wal;
 
 pub(crate) use dump::size_of_setting;
-pub(crate) use partial::{DATA, Outcome, PartialDirectory};
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use export::Export;
 pub use increment::Parent;
+pub(crate) use partial::{DATA, Outcome, PartialDirectory};
 pub use plan::{Archived, Plan};
 pub use recovery::{Recovery, Target, TargetAction};
 pub use restore::DataDirectory;

@@ -79,7 +79,13 @@ impl PartialDirectory {
     }
 
     /// Unpacks what is wanted below a name.
-    async fn unpack(&self, name: &str, parts: &Arc<dyn PartSource>, ctx: &Ctx, checks: bool) -> Result<Unpacked> {
+    async fn unpack(
+        &self,
+        name: &str,
+        parts: &Arc<dyn PartSource>,
+        ctx: &Ctx,
+        checks: bool,
+    ) -> Result<Unpacked> {
         let wanted = Wanted {
             backup: ctx.backup.as_ref().map(ToString::to_string).unwrap_or_default(),
             targets: self.targets(name, &**parts)?,
@@ -137,9 +143,8 @@ impl PartialDirectory {
         let global = Catalogs::in_folder(&data.join("global"), block_bytes)?;
         let (oid, folder) = find_database(&global, &self.database, &self.targets(DATA, &**parts)?)?;
         step("restoring the catalogs of the database");
-        let catalogs: Wants = Arc::new(move |relation| {
-            relation.is_some_and(|r| r.database == oid && r.number < FIRST_NORMAL)
-        });
+        let catalogs: Wants =
+            Arc::new(move |relation| relation.is_some_and(|r| r.database == oid && r.number < FIRST_NORMAL));
         let mut written = unpacked.counts.written() + self.add(&selecting, catalogs.clone(), ctx).await?;
         let version = parts.facts().get("server_version").and_then(Value::as_str).unwrap_or_default();
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
@@ -151,7 +156,8 @@ impl PartialDirectory {
         .await?;
         files.extend(&self.more);
         let wanted: Wants = Arc::new(move |relation| {
-            relation.is_some_and(|r| r.database == oid && r.number >= FIRST_NORMAL && files.contains(&r.number))
+            relation
+                .is_some_and(|r| r.database == oid && r.number >= FIRST_NORMAL && files.contains(&r.number))
         });
         step("restoring the files of the tables");
         written += self.add(&selecting, wanted.clone(), ctx).await?;
@@ -172,7 +178,8 @@ impl PartialDirectory {
     ) -> Result<Outcome> {
         let data = self.folder.join(DATA);
         let owner = if rustix::process::geteuid().is_root() {
-            let found = std::fs::metadata(&data).map_err(|e| Error::io("looking at the data directory", e))?;
+            let found =
+                std::fs::metadata(&data).map_err(|e| Error::io("looking at the data directory", e))?;
             Some((found.uid(), found.gid()))
         } else {
             None
@@ -215,7 +222,8 @@ fn find_database(
             let roots = if archive == BASE {
                 vec![root.join("base")]
             } else {
-                let entries = std::fs::read_dir(root).map(|entries| entries.flatten().map(|e| e.path()).collect());
+                let entries =
+                    std::fs::read_dir(root).map(|entries| entries.flatten().map(|e| e.path()).collect());
                 entries.unwrap_or_default()
             };
             let own = roots.into_iter().map(|root| root.join(oid.to_string()));

@@ -81,9 +81,13 @@ impl Selecting {
         let (path, wanted) = (self.manifest.clone(), wants.clone());
         let manifest = blocking(move || {
             let mut text = Vec::new();
-            each_line(&path, |_, relation| if wanted(relation) { Line::Keep } else { Line::LeaveOut }, |b| {
-                text.extend_from_slice(b);
-            })?;
+            each_line(
+                &path,
+                |_, relation| if wanted(relation) { Line::Keep } else { Line::LeaveOut },
+                |b| {
+                    text.extend_from_slice(b);
+                },
+            )?;
             Ok(Bytes::from(text))
         });
         let manifest = manifest.await?;
@@ -116,7 +120,8 @@ impl Selecting {
                 &path,
                 |listed, relation| {
                     if let (Some(relation), Ok(())) = (relation, &done) {
-                        done = super::unpack::below(&listed.path).and_then(|p| each(&p, relation, listed.bytes));
+                        done =
+                            super::unpack::below(&listed.path).and_then(|p| each(&p, relation, listed.bytes));
                     }
                     Line::LeaveOut
                 },
@@ -209,7 +214,8 @@ impl PartSource for Selective {
 
     async fn open(&self, part: u32) -> Result<Bytestream> {
         let info = self.parts.parts().into_iter().find(|info| info.part == part);
-        let info = info.ok_or_else(|| Error::new(ErrorKind::ObjectMissing, format!("there is no part {part}")))?;
+        let info =
+            info.ok_or_else(|| Error::new(ErrorKind::ObjectMissing, format!("there is no part {part}")))?;
         match (info.spec.kind.as_str(), &self.manifest) {
             (FILES | DELTA | INCREMENTAL, _) => self.archive(info).await,
             (LIST, _) => self.list(part).await,
@@ -247,7 +253,9 @@ impl Selective {
         let known = self.index.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let frames: Box<dyn PartFrames> = match self.parts.frames(info.part)? {
             Some(frames) => frames,
-            None => Box::new(InOrder { stream: self.parts.open(info.part).await?, at: 0, chunk: Bytes::new() }),
+            None => {
+                Box::new(InOrder { stream: self.parts.open(info.part).await?, at: 0, chunk: Bytes::new() })
+            }
         };
         let (tx, rx) = mpsc::channel(2);
         let walk = Walk { frames, current: (0, Bytes::new()), tx, raw_bytes: info.raw_bytes };
@@ -268,7 +276,8 @@ impl Selective {
                 let _ = walk.tx.send(Err(error)).await;
             }
         });
-        let next = |mut rx: mpsc::Receiver<Result<Bytes>>| async move { rx.recv().await.map(|item| (item, rx)) };
+        let next =
+            |mut rx: mpsc::Receiver<Result<Bytes>>| async move { rx.recv().await.map(|item| (item, rx)) };
         Ok(futures::stream::unfold(rx, next).boxed())
     }
 }
@@ -308,7 +317,8 @@ impl Walk {
             let mut reader = Reader::default();
             reader.push(header);
             let Some(Piece::Member(header)) = reader.next()? else { break };
-            let size = header.entry_size().map_err(|e| Error::internal("a member without a size").caused_by(e))?;
+            let size =
+                header.entry_size().map_err(|e| Error::internal("a member without a size").caused_by(e))?;
             let bytes = BLOCK as u64 + size + padding(size);
             let name = header.path_bytes();
             let relation = member_path(&info.spec.kind, &name)

@@ -65,7 +65,9 @@ impl Frames {
             return Err(Error::new(ErrorKind::Integrity, message).with_hint("restore another backup"));
         }
         if let Some(cipher) = &reader.cipher
-            && cipher.open_anywhere(Box::new(io::Cursor::new(Vec::new()))).is_ok_and(|opened| opened.is_none())
+            && cipher
+                .open_anywhere(Box::new(io::Cursor::new(Vec::new())))
+                .is_ok_and(|opened| opened.is_none())
         {
             return Ok(None);
         }
@@ -108,10 +110,11 @@ impl PartFrames for Frames {
     async fn at(&mut self, offset: u64) -> Result<(u64, Bytes)> {
         let number = self.places.partition_point(|place| place.raw <= offset).checked_sub(1);
         let place = number.map(|number| self.places[number]);
-        let place = place.filter(|place| offset < place.raw + u64::from(place.frame.raw)).ok_or_else(|| {
-            Error::new(ErrorKind::Integrity, "a part is shorter than the files in it")
-                .with_hint("restore another backup")
-        })?;
+        let place =
+            place.filter(|place| offset < place.raw + u64::from(place.frame.raw)).ok_or_else(|| {
+                Error::new(ErrorKind::Integrity, "a part is shorter than the files in it")
+                    .with_hint("restore another backup")
+            })?;
         let open = self.open.take().filter(|(object, _)| *object == place.object);
         let opening = if open.is_none() { Some(self.object(place.object)?) } else { None };
         let compressor = Arc::clone(&self.reader.compressor);
@@ -175,11 +178,12 @@ impl Read for Stored {
             let (store, key) = (Arc::clone(&self.store), self.key.clone());
             let read = self.runtime.block_on(async move {
                 let stream = store.read(&key, Some(range)).await?;
-                stream.try_fold(Vec::new(), |mut all, chunk| async move {
-                    all.extend_from_slice(&chunk);
-                    Ok(all)
-                })
-                .await
+                stream
+                    .try_fold(Vec::new(), |mut all, chunk| async move {
+                        all.extend_from_slice(&chunk);
+                        Ok(all)
+                    })
+                    .await
             });
             self.ahead = read.map_err(io::Error::other)?.into();
             self.ahead_at = self.at;

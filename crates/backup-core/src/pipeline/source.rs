@@ -79,8 +79,8 @@ impl Source {
     fn part(&self, part: u32) -> Result<(&PartRecord, &PartContents)> {
         let record = self.record.parts.iter().find(|r| r.part == part);
         let contents = self.contents.parts.iter().find(|c| c.part == part);
-        record.zip(contents).ok_or_else(|| {
-            Error::new(ErrorKind::ObjectMissing, format!("the backup has no part {part}"))
-        })
+        record
+            .zip(contents)
+            .ok_or_else(|| Error::new(ErrorKind::ObjectMissing, format!("the backup has no part {part}")))
     }
 }

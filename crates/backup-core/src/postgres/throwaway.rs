@@ -224,7 +224,8 @@ impl Throwaway {
     /// connection.
     pub(crate) async fn connect(&self, database: &str, cancel: &CancellationToken) -> Result<Session> {
         loop {
-            let mut error = Error::new(ErrorKind::Auth, "the backup's catalogs name no superuser that may log in");
+            let mut error =
+                Error::new(ErrorKind::Auth, "the backup's catalogs name no superuser that may log in");
             for user in &self.users {
                 match self.info(user, database)?.connect().await {
                     Ok(session) => {

@@ -15,7 +15,15 @@ use crate::postgres::{ConnInfo, Tools, quote_identifier, quote_literal};
 const NAME_BYTES: usize = 63;
 /// The entries of `pg_dump` that make a table, and not who may do what with it.
 const WANTED: [&str; 9] = [
-    "TABLE", "SEQUENCE", "SEQUENCE OWNED BY", "DEFAULT", "CONSTRAINT", "CHECK CONSTRAINT", "INDEX", "STATISTICS", "COMMENT",
+    "TABLE",
+    "SEQUENCE",
+    "SEQUENCE OWNED BY",
+    "DEFAULT",
+    "CONSTRAINT",
+    "CHECK CONSTRAINT",
+    "INDEX",
+    "STATISTICS",
+    "COMMENT",
 ];
 
 /// Makes a new table of an old one; how many rows it has.
@@ -152,12 +160,18 @@ async fn move_table(
     for entry in toc.entries.iter().filter(wanted).filter(before) {
         define(&mut to, entry).await?;
     }
-    let list = if columns.is_empty() { String::new() } else { format!(" ({})", sql_columns(columns.iter().copied())) };
+    let list = if columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", sql_columns(columns.iter().copied()))
+    };
     let copy_in = format!("COPY {}{list} FROM STDIN", sql_name(name));
     let mut copied = 0;
     for leaf in leaves {
         let out = format!("COPY {leaf}{list} TO STDOUT");
-        copied += rows::copy(&mut from, &out, &mut to, &copy_in).await.map_err(|e| e.doing(format!("copying {leaf}")))?;
+        copied += rows::copy(&mut from, &out, &mut to, &copy_in)
+            .await
+            .map_err(|e| e.doing(format!("copying {leaf}")))?;
     }
     for entry in toc.entries.iter().filter(wanted).filter(|entry| !before(entry)) {
         define(&mut to, entry).await?;

@@ -70,8 +70,14 @@ pub(super) async fn merge(
         })?;
     }
     to.rows(format!("ANALYZE {TEMPORARY}")).await?;
-    let same = key.iter().map(|k| quote_identifier(k)).map(|k| format!("l.{k} = r.{k}")).collect::<Vec<_>>().join(" AND ");
-    let differ = names().map(|c| quote_identifier(c)).map(|c| format!("l.{c}::text IS DISTINCT FROM r.{c}::text"));
+    let same = key
+        .iter()
+        .map(|k| quote_identifier(k))
+        .map(|k| format!("l.{k} = r.{k}"))
+        .collect::<Vec<_>>()
+        .join(" AND ");
+    let differ =
+        names().map(|c| quote_identifier(c)).map(|c| format!("l.{c}::text IS DISTINCT FROM r.{c}::text"));
     let differ = differ.collect::<Vec<_>>().join(" OR ");
     let sql = format!(
         "SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE {differ}) FROM {TEMPORARY} r JOIN {only}{name} l ON {same}"
@@ -106,10 +112,18 @@ pub(super) async fn merge(
 /// Says what a constraint means.
 fn refused(error: Error, table: &str) -> Error {
     let hint = match error.sqlstate() {
-        Some("23503") => Some("put the rows back first that they refer to: recover that table with --merge-missing"),
-        Some("23505") => Some("another row has their unique values now; recover under a new name, and choose among them"),
-        Some("23502") => Some("the live table wants a value that the backup does not have; recover under a new name"),
-        Some("23514") => Some("the live table has a check that the rows do not pass; recover under a new name"),
+        Some("23503") => {
+            Some("put the rows back first that they refer to: recover that table with --merge-missing")
+        }
+        Some("23505") => {
+            Some("another row has their unique values now; recover under a new name, and choose among them")
+        }
+        Some("23502") => {
+            Some("the live table wants a value that the backup does not have; recover under a new name")
+        }
+        Some("23514") => {
+            Some("the live table has a check that the rows do not pass; recover under a new name")
+        }
         _ => None,
     };
     let error = error.doing(format!("putting back rows of {table}; nothing was changed"));
@@ -126,11 +140,15 @@ fn pair<'a>(
     renamed: &[(String, Option<String>)],
     notes: &mut Vec<String>,
 ) -> Result<Vec<Pair<'a>>> {
-    let usage = |message: String, hint: &str| Error::new(ErrorKind::Usage, message).with_hint(hint.to_owned());
+    let usage =
+        |message: String, hint: &str| Error::new(ErrorKind::Usage, message).with_hint(hint.to_owned());
     for (old, _) in renamed {
         if !table.columns.iter().any(|column| column.name == *old) {
             let has: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
-            return Err(usage(format!("{} had no column {old}", table.name), &format!("it had {}", has.join(", "))));
+            return Err(usage(
+                format!("{} had no column {old}", table.name),
+                &format!("it had {}", has.join(", ")),
+            ));
         }
     }
     let (mut pairs, mut gone) = (Vec::<Pair<'a>>::new(), Vec::new());
@@ -146,7 +164,10 @@ fn pair<'a>(
         match live.columns.iter().find(|column| column.name == *name) {
             Some(new) if new.generated => notes.push(format!("column {name} is generated now")),
             Some(new) if pairs.iter().any(|pair| pair.new.name == new.name) => {
-                return Err(usage(format!("two columns would become {name}"), "name another one with --column"));
+                return Err(usage(
+                    format!("two columns would become {name}"),
+                    "name another one with --column",
+                ));
             }
             Some(new) => {
                 if new.data_type != old.data_type {
@@ -201,7 +222,8 @@ async fn key(session: &Session, live: &Table, pairs: &[Pair<'_>]) -> Result<Vec<
             .with_hint("leave --merge-missing out: a new table has the rows as they were"));
     }
     if let Some(column) = key.iter().find(|column| !pairs.iter().any(|pair| pair.new.name == **column)) {
-        let message = format!("the backup has no values of {column}, which is in the primary key of {}", live.name);
+        let message =
+            format!("the backup has no values of {column}, which is in the primary key of {}", live.name);
         return Err(Error::new(ErrorKind::Unsupported, message)
             .with_hint("say which column it was with --column, or leave --merge-missing out"));
     }

@@ -19,9 +19,9 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use self::merge::Merged;
-pub use self::target::TargetFacts;
 use self::source::{Opened, Source};
 use self::table::Table;
+pub use self::target::TargetFacts;
 use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
@@ -237,7 +237,9 @@ impl Recover {
                     "the table had another name or other files when the backup was made".to_owned()
                 }
                 Ok(Attempt::Needs(_)) => return Err(Error::internal("files of the table are missing again")),
-                Err(e) if !whole && !last && may_work_whole(&e) && self.record.kind == crate::physical::KIND => {
+                Err(e)
+                    if !whole && !last && may_work_whole(&e) && self.record.kind == crate::physical::KIND =>
+                {
                     whole = true;
                     std::iter::once(e.to_string()).chain(e.causes()).collect::<Vec<_>>().join(": ")
                 }
@@ -309,7 +311,10 @@ enum Attempt {
 /// Whether a failure may come from what was left out.
 fn may_work_whole(error: &Error) -> bool {
     match error.kind() {
-        ErrorKind::ToolFailed | ErrorKind::Unsupported | ErrorKind::ConnectionLost | ErrorKind::NoDatabase => true,
+        ErrorKind::ToolFailed
+        | ErrorKind::Unsupported
+        | ErrorKind::ConnectionLost
+        | ErrorKind::NoDatabase => true,
         // A file that is not there, damaged data.
         ErrorKind::Database => {
             matches!(error.sqlstate(), Some("58P01" | "XX000" | "XX001" | "XX002" | "58030"))

@@ -41,8 +41,14 @@ pub(super) struct Opened {
 
 enum Place {
     /// In this order they end: the server, and then its folder.
-    Server { outcome: Outcome, _server: Throwaway, folder: ThrowawayFolder },
-    Scratch { _scratch: Scratch },
+    Server {
+        outcome: Outcome,
+        _server: Throwaway,
+        folder: ThrowawayFolder,
+    },
+    Scratch {
+        _scratch: Scratch,
+    },
 }
 
 impl Source {
@@ -72,9 +78,9 @@ impl Source {
     pub(super) async fn missing_files(&self, tables: &[TableName], indexes: bool) -> Result<Vec<u32>> {
         let Place::Server { outcome, .. } = &self.place else { return Ok(Vec::new()) };
         let Some(database) = outcome.database else { return Ok(Vec::new()) };
-        let here = self.session.value(
-            "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
-        );
+        let here = self
+            .session
+            .value("SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()");
         if here.await?.and_then(|oid| oid.parse().ok()) != Some(database) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -100,7 +106,8 @@ impl Source {
              SELECT DISTINCT pg_catalog.pg_relation_filenode(oid) FROM files"
         );
         let rows = self.session.rows(&sql).await?;
-        let numbers = rows.into_iter().filter_map(|row| row.into_iter().next().flatten()?.parse::<u32>().ok());
+        let numbers =
+            rows.into_iter().filter_map(|row| row.into_iter().next().flatten()?.parse::<u32>().ok());
         Ok(numbers.filter(|number| outcome.left_out.contains(number)).collect())
     }
 
@@ -176,8 +183,10 @@ async fn physical(
     let step = |what: &str| recover.observer.event(&Event::Step { what: what.to_owned() });
     step("replaying the WAL in a throwaway server");
     let users = outcome.superusers.clone();
-    let started = tokio::task::spawn_blocking(move || Throwaway::start(bin, &folder, users).map(|s| (s, folder)));
-    let (server, folder) = started.await.map_err(|e| Error::internal("starting a server failed").caused_by(e))??;
+    let started =
+        tokio::task::spawn_blocking(move || Throwaway::start(bin, &folder, users).map(|s| (s, folder)));
+    let (server, folder) =
+        started.await.map_err(|e| Error::internal("starting a server failed").caused_by(e))??;
     let session = server.connect(&database, cancel).await.map_err(|e| no_database(e, &database))?;
     let mut damaged = None;
     server.invalid_pages(|path| {

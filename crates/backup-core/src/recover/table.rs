@@ -97,7 +97,9 @@ impl Table {
             for row in session.rows(&sql).await? {
                 if let [Some(leaf), Some(kind)] = &row[..] {
                     if kind == "f" {
-                        table.extras.push(format!("the partition {leaf} is a foreign table: its rows are elsewhere"));
+                        table
+                            .extras
+                            .push(format!("the partition {leaf} is a foreign table: its rows are elsewhere"));
                     } else {
                         table.leaves.push(leaf.clone());
                     }
@@ -232,7 +234,13 @@ mod tests {
 
     #[test]
     fn names_that_are_alike_are_near() {
-        for (a, b, far) in [("bookings", "booking", 1), ("bookings", "bokings", 1), ("a", "", 1), ("ab", "ba", 2), ("x", "x", 0)] {
+        for (a, b, far) in [
+            ("bookings", "booking", 1),
+            ("bookings", "bokings", 1),
+            ("a", "", 1),
+            ("ab", "ba", 2),
+            ("x", "x", 0),
+        ] {
             assert_eq!(distance(a, b), far, "{a} {b}");
         }
     }

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::table::{absent, literal_of};
 use super::Way;
+use super::table::{absent, literal_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::logical::TableName;
 use crate::postgres::{ConnInfo, quote_literal};
@@ -68,8 +68,12 @@ pub(super) async fn look(into: &ConnInfo, name: &TableName, way: &Way) -> Result
             "SELECT tgname FROM pg_catalog.pg_trigger WHERE tgrelid = {oid} AND NOT tgisinternal AND tgtype & 4 <> 0 \
              AND tgenabled IN ('O', 'A') ORDER BY tgname"
         );
-        facts.triggers =
-            session.rows(&sql).await?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
+        facts.triggers = session
+            .rows(&sql)
+            .await?
+            .into_iter()
+            .filter_map(|row| row.into_iter().next().flatten())
+            .collect();
         return Ok(facts);
     }
     if there.is_some() {
