@@ -7,6 +7,7 @@ mod cli;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use cli::{Pgark, said};
 use pgark::ErrorKind;
@@ -149,6 +150,26 @@ async fn from_init_to_restore() {
             said(&output)
         );
     }
+
+    // Who did what, and that nobody took it back.
+    let log = pgark.json(&["audit", "list", "--repo", &repo]);
+    let actions: Vec<String> = (log["entries"].as_array().unwrap().iter())
+        .map(|e| format!("{} {}", e["action"].as_str().unwrap(), e["outcome"].as_str().unwrap()))
+        .collect();
+    let restored = ["restore begun", "restore done"];
+    assert_eq!(actions[..3], [&["backup done"], &restored[..]].concat());
+    assert_eq!((&log["entries"][2]["details"]["database"], actions.len()), (&"restored".into(), 7));
+    let text = pgark.text(&["audit", "list", "--last", "1", "--repo", &repo]);
+    assert!(
+        text.lines().count() == 1 && text.contains(" backup ") && text.contains("kind=logical"),
+        "{text}"
+    );
+    assert!(pgark.text(&["audit", "verify", "--repo", &repo]).contains("7 entries"));
+    std::fs::remove_file(Path::new(&repo).join("clusters/main/audit/0000000/0000000007.json")).unwrap();
+    let cut = pgark.run(&["audit", "verify", "--repo", &repo, "--json"]);
+    assert_eq!(cut.status.code(), Some(50), "{}", said(&cut));
+    let cut: Value = serde_json::from_slice(&cut.stdout).unwrap();
+    assert_eq!((&cut["seen"], &cut["findings"][0]), (&7.into(), &"entry 7 is missing".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

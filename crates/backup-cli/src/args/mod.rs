@@ -1,5 +1,6 @@
 //! The arguments.
 
+mod audit;
 mod backup;
 mod export;
 mod load;
@@ -19,6 +20,7 @@ use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
+pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use recover::RecoverArgs;
@@ -91,6 +93,9 @@ pub(crate) enum Command {
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Shows who did what to the backups, and whether that log was changed
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Makes keys, and changes who can read a backup
     #[command(subcommand)]
     Key(KeyCommand),

@@ -2,6 +2,7 @@
 //! lose what a newer one wrote.
 
 use std::fmt;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,15 @@ impl Digest {
 impl From<blake3::Hash> for Digest {
     fn from(hash: blake3::Hash) -> Self {
         Self(hash)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |_| Error::new(ErrorKind::Usage, "a BLAKE3 digest has 64 hexadecimal digits");
+        blake3::Hash::from_hex(text).map(Self).map_err(wrong)
     }
 }
 
@@ -273,7 +283,7 @@ pub struct BackupContents {
 }
 
 /// As JSON that people can read, with a digest of itself in the field `blake3`.
-pub(super) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
     let failed = |e| Error::internal("a record cannot be written as JSON").caused_by(e);
     let mut value = serde_json::to_value(value).map_err(failed)?;
     let digest = own_digest(&value);
@@ -287,7 +297,7 @@ pub(super) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
 
 /// Parses what [`to_json`] wrote. Refuses a newer format before anything else of it is looked at, and a
 /// record that does not have its own digest.
-pub(super) fn from_json<T: serde::de::DeserializeOwned>(body: &[u8], key: &str) -> Result<T> {
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(body: &[u8], key: &str) -> Result<T> {
     let damaged = |why: &dyn fmt::Display| {
         Error::new(ErrorKind::Integrity, format!("{key} is damaged: {why}"))
             .with_hint("put back a good copy of this object; the other backups are not touched by this")
