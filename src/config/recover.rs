@@ -143,15 +143,14 @@ impl Settings {
             return Err(Error::new(ErrorKind::Usage, message)
                 .with_hint("name the backup without a target; pgark list shows when each was made"));
         }
-        let id = match given {
-            Some(wanted) => catalog.find(wanted)?.id.clone(),
-            None => {
-                let newest = catalog.latest_whole(logical::KIND).ok_or_else(|| {
-                    Error::new(ErrorKind::BackupNotFound, "there is no backup to recover from")
-                        .with_hint("pgark backup makes one")
-                })?;
-                newest.id.clone()
-            }
+        let id = if let Some(wanted) = given {
+            catalog.find(wanted)?.id.clone()
+        } else {
+            let newest = catalog.latest_whole(logical::KIND).ok_or_else(|| {
+                Error::new(ErrorKind::BackupNotFound, "there is no backup to recover from")
+                    .with_hint("pgark backup makes one")
+            })?;
+            newest.id.clone()
         };
         let record = repository.record(catalog.cluster(), &id).await?;
         if record.kind != logical::KIND {

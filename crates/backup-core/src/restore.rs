@@ -167,7 +167,8 @@ impl Restore {
         result
     }
 
-    async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
+    /// The same, for a caller that notes in the audit log what it does with it.
+    pub(crate) async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
         let totals = Arc::new(Totals::default());
         let ancestors = self.ancestors(&totals).await?;
         let cipher = self.reading.cipher(&self.repository, &self.record).await?;

@@ -30,6 +30,7 @@ pub use dump::{Dump, Preview, Selection};
 pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
+pub(crate) use load::near;
 pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
 pub use server::{ServerDump, ServerLoad, ServerPreview};
 

@@ -276,19 +276,18 @@ impl Restorer for PartialDirectory {
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>> {
         let (timeline, _) = position(parts.facts())?;
         self.recovery.check_wal_of(parts.facts())?;
-        let unpacked = match &self.tables {
-            Some(tables) => self.selected(tables, &parts, ctx).await?,
-            None => {
-                let unpacked = self.unpack(DATA, &parts, ctx, false).await?;
-                let global = self.folder.join(DATA).join("global");
-                let global = Catalogs::in_folder(&global, block_bytes(parts.facts())?)?;
-                *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Outcome {
-                    written: unpacked.counts.written(),
-                    superusers: global.superusers()?,
-                    ..Outcome::default()
-                };
-                unpacked
-            }
+        let unpacked = if let Some(tables) = &self.tables {
+            self.selected(tables, &parts, ctx).await?
+        } else {
+            let unpacked = self.unpack(DATA, &parts, ctx, false).await?;
+            let global = self.folder.join(DATA).join("global");
+            let global = Catalogs::in_folder(&global, block_bytes(parts.facts())?)?;
+            *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Outcome {
+                written: unpacked.counts.written(),
+                superusers: global.superusers()?,
+                ..Outcome::default()
+            };
+            unpacked
         };
         let recovery = self.recovery.clone();
         blocking(move || unpacked.place.complete_throwaway(timeline, &recovery)).await?;

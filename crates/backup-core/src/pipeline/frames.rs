@@ -76,7 +76,7 @@ impl Frames {
     }
 
     /// Opens an object.
-    fn object(&self, number: usize) -> Result<Opening> {
+    fn object(&self, number: usize) -> Opening {
         let object = &self.objects[number];
         let stored = Stored {
             store: Arc::clone(&self.reader.store),
@@ -87,7 +87,7 @@ impl Frames {
             ahead_at: 0,
             runtime: Handle::current(),
         };
-        Ok(Opening { cipher: self.reader.cipher.clone(), stored })
+        Opening { cipher: self.reader.cipher.clone(), stored }
     }
 }
 
@@ -116,7 +116,7 @@ impl PartFrames for Frames {
                     .with_hint("restore another backup")
             })?;
         let open = self.open.take().filter(|(object, _)| *object == place.object);
-        let opening = if open.is_none() { Some(self.object(place.object)?) } else { None };
+        let opening = if open.is_none() { Some(self.object(place.object)) } else { None };
         let compressor = Arc::clone(&self.reader.compressor);
         let key = self.objects[place.object].key.clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -144,13 +144,16 @@ impl PartFrames for Frames {
 
 /// What a failed read means: the store's own error is in it, or what was read is damaged.
 fn unread(error: io::Error, key: &str) -> Error {
-    if error.get_ref().is_some_and(|inner| inner.is::<Error>())
-        && let Some(Ok(own)) = error.into_inner().map(|inner| inner.downcast::<Error>())
-    {
-        return own.doing(format!("reading {key}"));
+    let damaged = || {
+        Error::new(ErrorKind::Integrity, format!("{key} is damaged"))
+            .with_hint("restore from another backup or another copy; pgark verify shows what else is damaged")
+    };
+    // Without anything in it, it says that the end came too early, or that the seal is broken.
+    let Some(inner) = error.into_inner() else { return damaged() };
+    match inner.downcast::<Error>() {
+        Ok(own) => own.doing(format!("reading {key}")),
+        Err(other) => damaged().caused_by(other),
     }
-    Error::new(ErrorKind::Integrity, format!("{key} is damaged"))
-        .with_hint("restore from another backup or another copy; pgark verify shows what else is damaged")
 }
 
 /// An object of the store, read in pieces on a thread that may block.

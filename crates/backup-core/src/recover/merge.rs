@@ -76,8 +76,7 @@ pub(super) async fn merge(
         .map(|k| format!("l.{k} = r.{k}"))
         .collect::<Vec<_>>()
         .join(" AND ");
-    let differ =
-        names().map(|c| quote_identifier(c)).map(|c| format!("l.{c}::text IS DISTINCT FROM r.{c}::text"));
+    let differ = names().map(quote_identifier).map(|c| format!("l.{c}::text IS DISTINCT FROM r.{c}::text"));
     let differ = differ.collect::<Vec<_>>().join(" OR ");
     let sql = format!(
         "SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE {differ}) FROM {TEMPORARY} r JOIN {only}{name} l ON {same}"
@@ -184,7 +183,7 @@ fn pair<'a>(
     if !gone.is_empty() {
         let mut message = format!("the live table has no column {}", gone.join(", "));
         if !added.is_empty() {
-            message += &format!(", and has new ones: {}", names(&added));
+            message = format!("{message}, and has new ones: {}", names(&added));
         }
         return Err(usage(
             message,

@@ -22,6 +22,7 @@ pub use self::merge::Merged;
 use self::source::{Opened, Source};
 use self::table::Table;
 pub use self::target::TargetFacts;
+use crate::audit::{self, Act, Outcome};
 use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
@@ -205,18 +206,31 @@ impl Recover {
     /// Nothing is changed in the live database then.
     pub async fn run(&self, cancel: &CancellationToken) -> Result<RecoveredTable> {
         let facts = self.look().await?;
+        let act =
+            || Act::new("recover").backups([&self.record.id]).detail("database", facts.database.clone());
+        let note = |outcome| audit::note_if_possible(&self.repository, &self.record.cluster, act(), outcome);
+        note(Outcome::Begun).await;
+        let result = self.attempts(&facts, cancel).await;
+        note(Outcome::of(&result)).await;
+        result
+    }
+
+    /// Tries with as little as it takes, and with more where that was not enough.
+    async fn attempts(&self, facts: &TargetFacts, cancel: &CancellationToken) -> Result<RecoveredTable> {
         let (mut more, mut whole, mut notes) = (std::collections::HashSet::new(), self.whole, Vec::new());
         // By then every file that a table can have is known.
         for last in [false, false, true] {
             let attempt = async {
-                let source = Source::open(self, &facts, whole, &more, cancel).await?;
+                let source = Source::open(self, facts, whole, &more, cancel).await?;
                 let done = match source.missing_files(&self.tables, self.needs_indexes()).await {
                     Ok(missing) if missing.is_empty() => Ok(None),
                     Ok(missing) => Ok(Some(missing)),
                     Err(e) => Err(e),
                 };
                 match done {
-                    Ok(None) => self.extract(&source, &facts, cancel).await.map(Attempt::Done),
+                    Ok(None) => {
+                        self.extract(&source, facts, cancel).await.map(|done| Attempt::Done(Box::new(done)))
+                    }
                     Ok(Some(missing)) => Ok(Attempt::Needs(missing)),
                     Err(e) => Err(e),
                 }
@@ -230,7 +244,7 @@ impl Recover {
                 Ok(Attempt::Done(mut done)) => {
                     notes.append(&mut done.notes);
                     done.notes = notes;
-                    return Ok(done);
+                    return Ok(*done);
                 }
                 Ok(Attempt::Needs(missing)) if !last => {
                     more.extend(missing);
@@ -303,7 +317,7 @@ impl Recover {
 
 /// What came of an attempt.
 enum Attempt {
-    Done(RecoveredTable),
+    Done(Box<RecoveredTable>),
     /// Numbers of files without which the table is not whole.
     Needs(Vec<u32>),
 }

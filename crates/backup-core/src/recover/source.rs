@@ -178,7 +178,7 @@ async fn physical(
     if let Some(jobs) = recover.jobs {
         builder = builder.jobs(jobs);
     }
-    let restored = builder.build()?.run(cancel).await?;
+    let restored = builder.build()?.open_and_restore(cancel).await?;
     let outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let step = |what: &str| recover.observer.event(&Event::Step { what: what.to_owned() });
     step("replaying the WAL in a throwaway server");
@@ -284,11 +284,13 @@ async fn logical(recover: &Recover, facts: &TargetFacts, cancel: &CancellationTo
     }
     let scratch = Scratch::beside(&recover.into).await?;
     let info = recover.into.with_database(&scratch.name);
-    let mut options = LoadOptions::default();
-    options.no_owner = true;
-    options.no_acl = true;
-    options.no_tablespaces = true;
-    options.tables.clone_from(&recover.tables);
+    let options = LoadOptions {
+        no_owner: true,
+        no_acl: true,
+        no_tablespaces: true,
+        tables: recover.tables.clone(),
+        ..LoadOptions::default()
+    };
     let mut load = Load::into(info.clone()).tools(recover.tools.clone()).options(options);
     let of_server = recover.record.source.get("databases").is_some();
     let named = of_server.then(|| recover.into.database().to_owned());
@@ -303,7 +305,7 @@ async fn logical(recover: &Recover, facts: &TargetFacts, cancel: &CancellationTo
     if let Some(jobs) = recover.jobs {
         builder = builder.jobs(jobs);
     }
-    let restored = builder.build()?.run(cancel).await?;
+    let restored = builder.build()?.open_and_restore(cancel).await?;
     let session = info.connect().await?;
     let opened = Opened { restored: "chunks", raw_bytes: restored.raw_bytes, spared_bytes: 0 };
     Ok(Source { session, major: facts.major, opened, place: Place::Scratch { _scratch: scratch } })

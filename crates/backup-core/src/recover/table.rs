@@ -1,7 +1,7 @@
 //! A table, as a server's catalogs describe it.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::logical::TableName;
+use crate::logical::{TableName, near};
 use crate::postgres::{Session, quote_identifier, quote_literal};
 
 /// A table.
@@ -190,58 +190,15 @@ pub(super) async fn absent(session: &Session, name: &TableName) -> Result<Error>
     let sql = "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
     let rows = session.rows(sql).await?;
-    let mut near: Vec<(usize, String)> = rows
-        .iter()
-        .filter_map(|row| match &row[..] {
-            [Some(schema), Some(table)] => {
-                // A table of the same name in another schema is as near as can be.
-                let other = usize::from(*schema != name.schema);
-                let far = distance(table, &name.name) + other;
-                (far <= 1 + name.name.chars().count() / 3).then(|| (far, format!("{schema}.{table}")))
-            }
-            _ => None,
-        })
-        .collect();
-    near.sort();
-    near.truncate(5);
-    let near: Vec<String> = near.into_iter().map(|(_, name)| name).collect();
+    let tables = rows.into_iter().filter_map(|row| {
+        let [schema, name] = <[Option<String>; 2]>::try_from(row).ok()?;
+        Some(TableName { schema: schema?, name: name? })
+    });
+    let near = near(name, tables);
     let error = Error::new(ErrorKind::Usage, format!("there was no table {name} at this time"));
     Ok(if near.is_empty() {
         error.with_hint("check schema and name, database and time")
     } else {
         error.with_hint(format!("there were: {}", near.join(", ")))
     })
-}
-
-/// How many letters must be changed, added or taken away.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut line: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut before = std::mem::replace(&mut line[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let changed = before + usize::from(x != *y);
-            before = line[j + 1];
-            line[j + 1] = changed.min(before + 1).min(line[j] + 1);
-        }
-    }
-    line[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::distance;
-
-    #[test]
-    fn names_that_are_alike_are_near() {
-        for (a, b, far) in [
-            ("bookings", "booking", 1),
-            ("bookings", "bokings", 1),
-            ("a", "", 1),
-            ("ab", "ba", 2),
-            ("x", "x", 0),
-        ] {
-            assert_eq!(distance(a, b), far, "{a} {b}");
-        }
-    }
 }
