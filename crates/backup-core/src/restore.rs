@@ -85,10 +85,10 @@ impl RestoreBuilder {
         self
     }
 
-    /// The same, shared.
+    /// The same, where it is shared or there is none.
     #[must_use]
-    pub fn shared_encryptor(mut self, encryptor: Arc<dyn Encryptor>) -> Self {
-        self.encryptor = Some(encryptor);
+    pub fn shared_encryptor(mut self, encryptor: Option<Arc<dyn Encryptor>>) -> Self {
+        self.encryptor = encryptor;
         self
     }
 
@@ -168,7 +168,8 @@ impl Restore {
         result
     }
 
-    async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
+    /// The same, for a caller that notes in the audit log what it does with it.
+    pub(crate) async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
         let totals = Arc::new(Totals::default());
         let ancestors = self.ancestors(&totals).await?;
         let cipher = self.reading.cipher(&self.repository, &self.record).await?;

@@ -7,6 +7,7 @@ mod drill;
 mod export;
 mod load;
 mod prune;
+mod recover;
 mod recovery;
 mod restore;
 mod selection;
@@ -29,6 +30,7 @@ pub(crate) use check::CheckArgs;
 pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
+pub(crate) use recover::RecoverArgs;
 pub(crate) use restore::RestoreArgs;
 pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
@@ -91,6 +93,8 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// Restores a backup
     Restore(RestoreArgs),
+    /// Recovers a table as it was at a time into a live database: under a new name, or the rows that are missing there
+    Recover(RecoverArgs),
     /// Writes a backup as stock tools have it: a physical one for pg_verifybackup and pg_combinebackup, a logical one for
     /// pg_restore and psql, or one of its tables as CSV
     #[allow(clippy::doc_markdown)]

@@ -13,6 +13,7 @@ mod key;
 mod list;
 mod pin;
 mod prune;
+mod recover;
 mod restore;
 mod safety;
 mod show;
@@ -39,6 +40,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,
+        Command::Recover(args) => Box::pin(recover::run(&cli, args, cancel)).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,

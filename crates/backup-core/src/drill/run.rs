@@ -300,14 +300,11 @@ impl<'a> Run<'a> {
     }
 
     fn builder(&self) -> RestoreBuilder {
-        let builder = Restore::builder()
+        Restore::builder()
             .backup(self.repository.clone(), self.record.clone())
             .jobs(self.jobs)
-            .observer(Arc::clone(&self.observer));
-        match &self.options.encryptor {
-            Some(encryptor) => builder.shared_encryptor(Arc::clone(encryptor)),
-            None => builder,
-        }
+            .observer(Arc::clone(&self.observer))
+            .shared_encryptor(self.options.encryptor.clone())
     }
 
     /// Restores, starts, replays.

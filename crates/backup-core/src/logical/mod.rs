@@ -27,10 +27,12 @@ pub use contents::{
 };
 pub use database::DatabaseFacts;
 pub use describe::Describe;
+pub(crate) use dump::definitions_of;
 pub use dump::{Dump, Preview, Selection};
 pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
+pub(crate) use load::near;
 pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
 pub(crate) use look::{RowsLook, RowsRead};
 pub(crate) use prove::ProofLoad;

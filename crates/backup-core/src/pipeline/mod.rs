@@ -11,6 +11,7 @@
 
 mod assemble;
 mod buffers;
+mod frames;
 mod memory;
 mod pool;
 mod read;

@@ -13,6 +13,7 @@ mod socket;
 mod staged;
 mod start;
 mod temp_server;
+mod throwaway;
 mod tls;
 mod tools;
 mod via;
@@ -36,6 +37,7 @@ pub(crate) use start::Cluster;
 pub use start::{Recovered, start_and_recover};
 pub(crate) use temp_server::server_owner;
 pub use temp_server::{TempServer, TempServerOptions};
+pub(crate) use throwaway::{Throwaway, ThrowawayFolder};
 pub use tools::{Tool, Tools};
 pub use via::Via;
 
