@@ -5,16 +5,24 @@
 
 mod audit;
 mod build;
+mod check;
+mod drill;
 mod hooks;
 mod place;
+mod recover;
 mod retention;
 mod schema;
+mod verify;
 mod wal;
 mod work;
 
 pub use audit::{AuditListing, AuditVerified};
+pub use check::CheckOptions;
+pub use drill::{DrillSettings, DrillWanted};
 pub use hooks::Hooks;
+pub use recover::{RecoverOptions, RecoverPlan, RecoverWay};
 pub use retention::{PruneAnswer, PruneHow, RetentionSettings, until};
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
+pub use verify::{OthersVerified, SampleOf, Verified, VerifyWanted};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, ServerOptions, WalOf, What};

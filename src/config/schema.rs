@@ -9,6 +9,7 @@ use backup_storage::StoreOptions;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::drill::{DrillSettings, DrillTable};
 use super::hooks::Hooks;
 use super::place;
 use super::retention::{RetentionSettings, RetentionTable};
@@ -31,6 +32,8 @@ struct File {
     #[serde(default)]
     host: HostTable,
     retention: Option<Spanned<RetentionTable>>,
+    #[serde(default)]
+    drill: DrillTable,
     #[serde(default)]
     cluster: BTreeMap<Spanned<String>, ClusterTable>,
 }
@@ -141,6 +144,8 @@ pub struct Settings {
     pub state: Option<PathBuf>,
     /// Which backups stay.
     pub retention: Option<RetentionSettings>,
+    /// Drills.
+    pub drill: DrillSettings,
     /// Goes before what the file says of a cluster.
     pub via: Option<Via>,
     /// The clusters of the file.
@@ -226,6 +231,7 @@ impl Settings {
             table.map(|table| RetentionTable::settings(table, &at)).transpose()
         };
         settings.retention = retention(file.retention)?;
+        settings.drill = file.drill.settings(below);
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
             let via =

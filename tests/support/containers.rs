@@ -45,6 +45,13 @@ impl PgContainer {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Copies a file of this host into it.
+    pub fn copy_in(&self, from: &Path, to: &str) {
+        let to = format!("{}:{to}", self.container.id());
+        let copied = Command::new("docker").arg("cp").arg(from).arg(to).output().unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    }
+
     /// The image lets replication in from its own host alone; this lets it in from everywhere.
     pub async fn let_replication_in(&self) {
         let session = super::connect(&self.url("postgres")).await;

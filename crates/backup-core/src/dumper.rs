@@ -169,6 +169,15 @@ pub trait PartSource: Send + Sync {
     /// part are right.
     async fn open(&self, part: u32) -> Result<Bytestream>;
 
+    /// A part of which not all is read. Nothing where a part can only be read from its beginning.
+    ///
+    /// # Errors
+    /// [`ObjectMissing`](crate::ErrorKind::ObjectMissing) where there is no such part.
+    fn frames(&self, part: u32) -> Result<Option<Box<dyn PartFrames>>> {
+        let _ = part;
+        Ok(None)
+    }
+
     /// The backup, for messages.
     fn name(&self) -> String {
         "the backup".to_owned()
@@ -179,6 +188,15 @@ pub trait PartSource: Send + Sync {
     fn ancestors(&self) -> &[Arc<dyn PartSource>] {
         &[]
     }
+}
+
+/// A part of which some frames are read, in any order. Each is checked by itself, by its seal and by the checksum that
+/// its compression has: the part's digest is not compared, so the reader compares what it makes of them with something
+/// else.
+#[async_trait]
+pub trait PartFrames: Send {
+    /// The frame that has the byte at an offset: where it begins in the part, and its raw bytes.
+    async fn at(&mut self, offset: u64) -> Result<(u64, Bytes)>;
 }
 
 /// A part of a backup.

@@ -1,6 +1,6 @@
 //! The trait of an encryption method. The implementation for age is in [`crate::crypt`].
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,9 +53,24 @@ pub trait Cipher: Send + Sync {
     /// Opens a sealed stream. Errors of the reader keep their kind; a broken seal is `InvalidData`.
     fn open(&self, from: Box<dyn Read + Send>) -> Result<Box<dyn Read + Send>>;
 
+    /// Opens a sealed stream of which some is read, from any place. What is read is checked as far as it goes. Nothing
+    /// where the method cannot do that.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    fn open_anywhere(&self, from: Box<dyn ReadSeek>) -> Result<Option<Box<dyn ReadSeek>>> {
+        drop(from);
+        Ok(None)
+    }
+
     /// The secret key as text, for [`Encryptor::rewrap`] and [`Encryptor::cipher`].
     fn secret(&self) -> secrecy::SecretString;
 }
+
+/// Bytes that can be read from any place.
+pub trait ReadSeek: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> ReadSeek for T {}
 
 /// A sealed stream being written. Dropped without `finish` it stays invalid.
 pub trait Seal: Write + Send {

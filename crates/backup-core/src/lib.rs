@@ -26,13 +26,16 @@ mod store;
 mod tar_reader;
 
 pub mod audit;
+pub mod check;
 pub mod codec;
 pub mod crypt;
+pub mod drill;
 pub mod event;
 pub mod logical;
 pub mod physical;
 pub mod pipeline;
 pub mod postgres;
+pub mod recover;
 pub mod repository;
 pub mod retention;
 pub mod state;
@@ -42,9 +45,10 @@ pub mod wal;
 pub use backup::{Backup, BackupBuilder, Summary};
 pub use compressor::Compressor;
 pub use dumper::{
-    AfterCommit, Ctx, Dumped, Dumper, PartInfo, PartSink, PartSource, PartSpec, PartWriter, Restorer,
+    AfterCommit, Ctx, Dumped, Dumper, PartFrames, PartInfo, PartSink, PartSource, PartSpec, PartWriter,
+    Restorer,
 };
-pub use encryptor::{Cipher, Encryptor, Seal};
+pub use encryptor::{Cipher, Encryptor, ReadSeek, Seal};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, Observer};
 pub use pipeline::{CpuPool, MemoryPlan, PipelineOptions};

@@ -85,6 +85,13 @@ impl RestoreBuilder {
         self
     }
 
+    /// The same, where it is shared or there is none.
+    #[must_use]
+    pub fn shared_encryptor(mut self, encryptor: Option<Arc<dyn Encryptor>>) -> Self {
+        self.encryptor = encryptor;
+        self
+    }
+
     /// An application's own compression method; those of [`codec`] are known.
     #[must_use]
     pub fn compressor(mut self, compressor: impl Compressor + 'static) -> Self {
@@ -161,7 +168,8 @@ impl Restore {
         result
     }
 
-    async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
+    /// The same, for a caller that notes in the audit log what it does with it.
+    pub(crate) async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
         let totals = Arc::new(Totals::default());
         let ancestors = self.ancestors(&totals).await?;
         let cipher = self.reading.cipher(&self.repository, &self.record).await?;

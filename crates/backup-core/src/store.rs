@@ -109,6 +109,11 @@ pub trait Store: Send + Sync + Debug {
     /// Deletes objects; one answer for each key, in their order. An absent one is a success.
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>>;
 
+    /// How many bytes there is room for; nothing where the store cannot tell.
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Removes temporaries of dead writers older than `age`, where the store keeps any; how many there were.
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
         let _ = age;

@@ -18,7 +18,6 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
-use tokio_util::io::ReaderStream;
 use ulid::Ulid;
 
 /// Files being written, until they are whole. Its name begins with a dot, so it is no object.
@@ -364,11 +363,29 @@ impl Store for LocalStore {
             Ok((file, range.end.saturating_sub(range.start)))
         })
         .await?;
-        let limited = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), bytes);
         let key = key.to_owned();
-        Ok(ReaderStream::with_capacity(limited, READ_BYTES)
-            .map_err(move |e| failed("reading", &key)(e))
-            .boxed())
+        // Straight from the file into what is handed on: a file of tokio's copies once more.
+        Ok(futures::stream::unfold(Some((file, bytes)), move |state| {
+            let key = key.clone();
+            async move {
+                let (mut file, left) = state.filter(|(_, left)| *left > 0)?;
+                let chunk = blocking(move || {
+                    let wanted = left.min(READ_BYTES as u64);
+                    let mut chunk = Vec::with_capacity(usize::try_from(wanted).unwrap_or(READ_BYTES));
+                    (&mut file).take(wanted).read_to_end(&mut chunk).map_err(failed("reading", &key))?;
+                    Ok((file, chunk))
+                });
+                match chunk.await {
+                    Ok((_, chunk)) if chunk.is_empty() => None,
+                    Ok((file, chunk)) => {
+                        let left = left - chunk.len() as u64;
+                        Some((Ok(Bytes::from(chunk)), Some((file, left))))
+                    }
+                    Err(error) => Some((Err(error), None)),
+                }
+            }
+        })
+        .boxed())
     }
 
     async fn head(&self, key: &str) -> Result<Meta> {
@@ -407,6 +424,15 @@ impl Store for LocalStore {
         let deleted = tokio::task::spawn_blocking(move || root.delete(&own)).await;
         let died = || Err(Error::internal("a file task failed"));
         deleted.unwrap_or_else(|_| keys.iter().map(|_| died()).collect())
+    }
+
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        let root = Arc::clone(&self.0);
+        blocking(move || {
+            let space = rustix::fs::statvfs(&root.path).map_err(|e| failed("looking at", "")(e.into()))?;
+            Ok(Some(space.f_bavail * space.f_frsize))
+        })
+        .await
     }
 
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {

@@ -2,13 +2,17 @@
 
 mod audit;
 mod backup;
+mod check;
+mod drill;
 mod export;
 mod load;
 mod prune;
+mod recover;
 mod recovery;
 mod restore;
 mod selection;
 mod server;
+mod verify;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -22,9 +26,13 @@ use pgark::{Error, ErrorKind, Result};
 
 pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
+pub(crate) use check::CheckArgs;
+pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
+pub(crate) use recover::RecoverArgs;
 pub(crate) use restore::RestoreArgs;
+pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -67,6 +75,7 @@ Exit codes:
   repository: 40 none there, 41 newer format, 42 no such backup,
     43 object missing, 44 exists already, 45 abandoned
   46 only part of it was done: databases of a server failed, the rest is there
+  47 check or status found something that will fail, or is late
   data: 50 damaged, 51 key missing, 52 wrong key
   60 not supported, 70 internal, 130 cancelled";
 
@@ -76,12 +85,16 @@ pub(crate) enum Command {
     Init,
     /// Backs a database up, or all of a server
     Backup(BackupArgs),
+    /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
+    Check(CheckArgs),
     /// Lists the backups
     List,
     /// Shows one backup
     Show(ShowArgs),
     /// Restores a backup
     Restore(RestoreArgs),
+    /// Recovers a table as it was at a time into a live database: under a new name, or the rows that are missing there
+    Recover(RecoverArgs),
     /// Writes a backup as stock tools have it: a physical one for pg_verifybackup and pg_combinebackup, a logical one for
     /// pg_restore and psql, or one of its tables as CSV
     #[allow(clippy::doc_markdown)]
@@ -95,6 +108,8 @@ pub(crate) enum Command {
     Pin(PinArgs),
     /// Leaves a backup to the retention rules again
     Unpin(UnpinArgs),
+    /// Restores a backup into a throwaway server, proves it, and measures how long that takes
+    Drill(DrillArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
@@ -138,24 +153,6 @@ pub(crate) struct ShowArgs {
     pub(crate) contents: bool,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
-}
-
-#[derive(Args)]
-pub(crate) struct VerifyArgs {
-    /// latest, an id, or the beginning of one
-    #[arg(default_value = "latest")]
-    pub(crate) backup: String,
-    /// Every backup of the cluster
-    #[arg(long, conflicts_with = "backup")]
-    pub(crate) all: bool,
-    /// Compares the stored bytes only; needs no key
-    #[arg(long)]
-    pub(crate) stored: bool,
-    #[command(flatten)]
-    pub(crate) keys: ReadKeys,
-    /// How much is done at once [default: all cores]
-    #[arg(long, short, value_name = "N")]
-    pub(crate) jobs: Option<usize>,
 }
 
 #[derive(Subcommand)]

@@ -28,6 +28,11 @@ pub(super) async fn confirm(
         prospect.server,
         render::bytes(prospect.bytes)
     );
+    ask(&place, &what, cancel).await
+}
+
+/// Asks whether to do what happens to a place.
+pub(super) async fn ask(place: &str, what: &str, cancel: &CancellationToken) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(Error::new(ErrorKind::Usage, format!("{place} {what}, and nobody is there to be asked"))
             .with_hint("add --yes when that is what you want"));

@@ -2,8 +2,10 @@
 
 mod audit;
 mod backup;
+mod check;
 mod confirm;
 mod demo;
+mod drill;
 mod export;
 mod import;
 mod init;
@@ -11,6 +13,7 @@ mod key;
 mod list;
 mod pin;
 mod prune;
+mod recover;
 mod restore;
 mod safety;
 mod show;
@@ -33,15 +36,18 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
     match &cli.command {
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => return backup::run(&cli, args, cancel).await,
+        Command::Check(args) => return check::run(&cli, args).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,
+        Command::Recover(args) => Box::pin(recover::run(&cli, args, cancel)).await?,
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Prune(args) => return prune::run(&cli, args, cancel).await,
         Command::Pin(args) => pin::pin(&cli, args).await?,
         Command::Unpin(args) => pin::unpin(&cli, args).await?,
+        Command::Drill(args) => return drill::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Audit(command) => return audit::run(&cli, command).await,
         Command::Key(command) => key::run(&cli, command).await?,

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::confirm::confirm;
 use super::safety::Safety;
 use super::{catalog, find, with_settings};
-use crate::args::{Cli, RestoreArgs, apply_jobs};
+use crate::args::{Cli, ReadKeys, RestoreArgs, apply_jobs};
 use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
@@ -197,13 +197,13 @@ async fn plan(
     let brings_wal = span(&plan.backup).is_none_or(|span| span.wal.brings_wal);
     if recovery.restore_command.is_none() && archived && !(brings_wal && recovery.target == Target::Immediate)
     {
-        recovery.restore_command = Some(restore_command(cli, args, settings)?);
+        recovery.restore_command = Some(restore_command(cli, &args.keys, settings)?);
     }
     Ok((repository.record(catalog.cluster(), &plan.backup.id).await?, recovery))
 }
 
 /// What fetches WAL with the repository, keys and settings of this call, from any folder.
-fn restore_command(cli: &Cli, args: &RestoreArgs, settings: &Settings) -> Result<String> {
+pub(super) fn restore_command(cli: &Cli, keys: &ReadKeys, settings: &Settings) -> Result<String> {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%"));
     let file = |path: &Path| quoted(&absolute(path).display().to_string());
@@ -219,10 +219,10 @@ fn restore_command(cli: &Cli, args: &RestoreArgs, settings: &Settings) -> Result
     }
     words.extend(["--cluster".to_owned(), quoted(cli.cluster(settings)?.as_str())]);
     words.extend(["wal", "fetch"].map(str::to_owned));
-    for identity in &args.keys.identity {
+    for identity in &keys.identity {
         words.extend(["--identity".to_owned(), file(identity)]);
     }
-    if let Some(passphrase) = &args.keys.passphrase_file {
+    if let Some(passphrase) = &keys.passphrase_file {
         words.extend(["--passphrase-file".to_owned(), file(passphrase)]);
     }
     words.extend(["\"%f\"", "\"%p\""].map(str::to_owned));

@@ -18,7 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use age_key::{IdentityFile, generate_identity};
 pub use readers::Age;
 
-use crate::encryptor::{Cipher, Encryptor, Seal};
+use crate::encryptor::{Cipher, Encryptor, ReadSeek, Seal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Digest;
 
@@ -49,6 +49,20 @@ impl Cipher for AgeCipher {
     }
 
     fn open(&self, from: Box<dyn Read + Send>) -> Result<Box<dyn Read + Send>> {
+        Ok(Box::new(self.reader(from)?))
+    }
+
+    fn open_anywhere(&self, from: Box<dyn ReadSeek>) -> Result<Option<Box<dyn ReadSeek>>> {
+        Ok(Some(Box::new(self.reader(from)?)))
+    }
+
+    fn secret(&self) -> SecretString {
+        self.identity.to_string()
+    }
+}
+
+impl AgeCipher {
+    fn reader<R: Read>(&self, from: R) -> Result<age::stream::StreamReader<R>> {
         // The backup's own key is here already: what it does not open is not what was sealed to it.
         let damaged = |e: &age::DecryptError| match not_opened(e) {
             e if e.kind() == ErrorKind::WrongKey => Error::new(
@@ -58,14 +72,7 @@ impl Cipher for AgeCipher {
             e => e,
         };
         let decryptor = age::Decryptor::new(from).map_err(|e| damaged(&e))?;
-        let reader = decryptor
-            .decrypt(std::iter::once(&self.identity as &dyn age::Identity))
-            .map_err(|e| damaged(&e))?;
-        Ok(Box::new(reader))
-    }
-
-    fn secret(&self) -> SecretString {
-        self.identity.to_string()
+        decryptor.decrypt(std::iter::once(&self.identity as &dyn age::Identity)).map_err(|e| damaged(&e))
     }
 }
 

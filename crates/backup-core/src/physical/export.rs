@@ -155,7 +155,7 @@ impl Restorer for Export {
 pub(super) fn write_manifest(base: &Path, owner: Option<(u32, u32)>, combined: bool) -> Result<()> {
     let (path, until_then) = (base.join("backup_manifest"), base.join("backup_manifest.pgark"));
     let failed = |e| Error::io(format!("writing {}", path.display()), e);
-    let change = |listed: &[u8]| {
+    let change = |listed: &[u8], _: Option<u64>| {
         if LEFT_OUT.iter().any(|left_out| listed == left_out.as_bytes()) {
             return Ok(Line::LeaveOut);
         }

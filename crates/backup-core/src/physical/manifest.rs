@@ -24,6 +24,8 @@ struct Listed {
     path: Option<String>,
     #[serde(rename = "Encoded-Path")]
     encoded: Option<String>,
+    #[serde(rename = "Size")]
+    size: Option<u64>,
 }
 
 /// What becomes of a file's line.
@@ -34,14 +36,14 @@ pub(super) enum Line {
     Instead(String),
 }
 
-/// Goes through a manifest, asks of each path what becomes of its line, and writes what comes of it, with its checksum
+/// Goes through a manifest, asks of each path (and length) what becomes of its line, and writes what comes of it, with its checksum
 /// made anew. An error of `change` or `out` ends it.
 ///
 /// # Errors
 /// [`Integrity`](ErrorKind::Integrity) where it is not what a server writes.
 pub(super) fn rewrite(
     mut manifest: impl BufRead,
-    mut change: impl FnMut(&[u8]) -> Result<Line>,
+    mut change: impl FnMut(&[u8], Option<u64>) -> Result<Line>,
     mut out: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut digest = Sha256::new();
@@ -79,7 +81,7 @@ pub(super) fn rewrite(
             (None, Some(hex)) => bytes_of_hex(&hex).ok_or_else(|| damaged("a file's name cannot be read"))?,
             (None, None) => return Err(damaged("a file has no name")),
         };
-        let instead = match change(&path)? {
+        let instead = match change(&path, listed.size)? {
             Line::LeaveOut => continue,
             Line::Keep => None,
             Line::Instead(entry) => Some(entry),
@@ -130,7 +132,7 @@ mod tests {
 
     fn trimmed(manifest: &str, keep: impl Fn(&[u8]) -> bool) -> Result<String> {
         let mut text = Vec::new();
-        let change = |path: &[u8]| match path {
+        let change = |path: &[u8], _: Option<u64>| match path {
             b"changed" => Ok(Line::Instead("{ \"Path\": \"changed\", \"Size\": 9 }".to_owned())),
             path if keep(path) => Ok(Line::Keep),
             _ => Ok(Line::LeaveOut),

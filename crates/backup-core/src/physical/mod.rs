@@ -5,6 +5,7 @@
 
 mod archived;
 mod blocks;
+mod catalog;
 mod chain;
 mod check;
 mod clear;
@@ -18,11 +19,14 @@ mod incremental;
 mod journal;
 mod manifest;
 mod overlay;
+mod partial;
 mod place;
 mod plan;
+mod prove;
 mod recovery;
 mod relation;
 mod restore;
+mod select;
 mod shards;
 mod unpack;
 mod wal;
@@ -31,7 +35,9 @@ pub(crate) use dump::size_of_setting;
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use export::Export;
 pub use increment::Parent;
+pub(crate) use partial::{DATA, Outcome, PartialDirectory};
 pub use plan::{Archived, Plan};
+pub(crate) use prove::{FilesLook, FilesRead, is_manifest};
 pub use recovery::{Recovery, Target, TargetAction};
 pub use restore::DataDirectory;
 

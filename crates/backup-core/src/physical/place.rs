@@ -267,6 +267,23 @@ impl Place {
     /// Makes it a data directory, when all files are there: settings, signal, and last `pg_control`. Where it is
     /// interrupted, it is done again from its beginning.
     pub(super) fn complete(&self, timeline: u32, recovery: &Recovery) -> Result<()> {
+        self.settle(timeline, recovery)?;
+        sync_all(&self.base.join("pg_wal"))?;
+        self.finish()
+    }
+
+    /// The same for a server that does not outlive this process: without the source's settings, and without syncing.
+    pub(super) fn complete_throwaway(&self, timeline: u32, recovery: &Recovery) -> Result<()> {
+        match std::fs::remove_file(self.base.join(AUTO_CONF)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing settings", e)),
+            _ => {}
+        }
+        self.settle(timeline, recovery)?;
+        self.put_control_in_place()
+    }
+
+    /// All that makes it a data directory but `pg_control`.
+    fn settle(&self, timeline: u32, recovery: &Recovery) -> Result<()> {
         let failed = |doing: &'static str| move |e: io::Error| Error::io(doing, e);
         let wal = self.base.join("pg_wal");
         make_folder(&wal.join("archive_status"), 0o700, self.owner)?;
@@ -288,9 +305,7 @@ impl Place {
                 _ => {}
             }
         }
-        self.write(recovery.signal(), b"")?;
-        sync_all(&wal)?;
-        self.finish()
+        self.write(recovery.signal(), b"")
     }
 
     /// Puts `pg_control` in its place when all else is safe, and ends the journal.
@@ -298,10 +313,14 @@ impl Place {
         for path in self.targets.values() {
             sync_all(path)?;
         }
+        self.put_control_in_place()?;
+        sync_all(&self.base)
+    }
+
+    fn put_control_in_place(&self) -> Result<()> {
         let (from, to) = (self.base.join(PG_CONTROL_UNTIL_THEN), self.base.join(PG_CONTROL));
         std::fs::rename(from, to).map_err(|e| Error::io("putting pg_control in place", e))?;
-        self.journal.remove()?;
-        sync_all(&self.base)
+        self.journal.remove()
     }
 
     /// Leaves the files as the server sent them, or as they were made of a chain (`combined`), with a manifest of

@@ -5,11 +5,12 @@ use futures::StreamExt;
 use serde_json::{Map, Value};
 
 use super::Totals;
+use super::frames::Frames;
 use super::read::{PartReader, read_part};
-use crate::dumper::{PartInfo, PartSource, PartSpec};
+use crate::dumper::{PartFrames, PartInfo, PartSource, PartSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
-use crate::repository::{BackupContents, BackupRecord};
+use crate::repository::{BackupContents, BackupRecord, PartContents, PartRecord};
 use crate::store::Bytestream;
 
 /// The parts of one backup.
@@ -53,12 +54,14 @@ impl PartSource for Source {
         &self.ancestors
     }
 
+    fn frames(&self, part: u32) -> Result<Option<Box<dyn PartFrames>>> {
+        let (record, contents) = self.part(part)?;
+        let (totals, observer) = (Arc::clone(&self.totals), Arc::clone(&self.observer));
+        Frames::of(self.reader.clone(), record, contents, totals, observer)
+    }
+
     async fn open(&self, part: u32) -> Result<Bytestream> {
-        let record = self.record.parts.iter().find(|r| r.part == part);
-        let contents = self.contents.parts.iter().find(|c| c.part == part);
-        let (Some(record), Some(contents)) = (record, contents) else {
-            return Err(Error::new(ErrorKind::ObjectMissing, format!("the backup has no part {part}")));
-        };
+        let (record, contents) = self.part(part)?;
         let (totals, observer) = (Arc::clone(&self.totals), Arc::clone(&self.observer));
         let stream = read_part(self.reader.clone(), record.clone(), contents.clone());
         Ok(stream
@@ -68,5 +71,16 @@ impl PartSource for Source {
                 }
             })
             .boxed())
+    }
+}
+
+impl Source {
+    /// What record and contents say of a part.
+    fn part(&self, part: u32) -> Result<(&PartRecord, &PartContents)> {
+        let record = self.record.parts.iter().find(|r| r.part == part);
+        let contents = self.contents.parts.iter().find(|c| c.part == part);
+        record
+            .zip(contents)
+            .ok_or_else(|| Error::new(ErrorKind::ObjectMissing, format!("the backup has no part {part}")))
     }
 }

@@ -529,6 +529,7 @@ impl Session {
             code: db.code().code().to_owned(),
             message: db.message().to_owned(),
             hint: db.hint().map(str::to_owned),
+            detail: db.detail().map(str::to_owned),
         })
     }
 }
@@ -541,6 +542,8 @@ pub(super) struct ServerWords {
     pub(super) code: String,
     pub(super) message: String,
     pub(super) hint: Option<String>,
+    /// Which row it is about, for example.
+    pub(super) detail: Option<String>,
 }
 
 /// What the words mean.
@@ -555,6 +558,10 @@ pub(super) fn server_error(words: &ServerWords) -> Error {
     let new = Error::new(kind, format!("the server says: {}", words.message))
         .retryable_if(passes)
         .with_sqlstate(&words.code);
+    let new = match &words.detail {
+        Some(detail) => new.caused_by(detail.clone()),
+        None => new,
+    };
     match &words.hint {
         Some(hint) => new.with_hint(hint),
         None if code == SqlState::INSUFFICIENT_PRIVILEGE => {

@@ -13,6 +13,7 @@ mod socket;
 mod staged;
 mod start;
 mod temp_server;
+mod throwaway;
 mod tls;
 mod tools;
 mod via;
@@ -30,9 +31,13 @@ pub use replication::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, ManifestUpload, NextTimeline, Replication, System,
     Tablespace, TimelineHistory, WalMessage, WalPosition, WalStream,
 };
+pub(crate) use server_programs::ServerPrograms;
 pub use staged::Staged;
+pub(crate) use start::Cluster;
 pub use start::{Recovered, start_and_recover};
+pub(crate) use temp_server::server_owner;
 pub use temp_server::{TempServer, TempServerOptions};
+pub(crate) use throwaway::{Throwaway, ThrowawayFolder};
 pub use tools::{Tool, Tools};
 pub use via::Via;
 

@@ -271,6 +271,7 @@ fn words(mut fields: ErrorFields<'_>) -> Result<ServerWords> {
             b'C' => words.code = text(),
             b'M' => words.message = text(),
             b'H' => words.hint = Some(text()),
+            b'D' => words.detail = Some(text()),
             _ => {}
         }
     }

@@ -28,6 +28,11 @@ pub fn index(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/index")
 }
 
+/// Folder of the records of a cluster's drills.
+pub fn drills(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/drills")
+}
+
 /// Folder of the marks of a cluster's backups.
 pub fn marks(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/marks")

@@ -16,7 +16,7 @@ use crate::store::{Created, Entry, Store, list_sorted, read_if_there, read_whole
 pub const FORMAT: u32 = 1;
 
 /// More than any record has, so that a wrong object is not read into memory without end.
-pub(super) const RECORD_LIMIT: usize = 256 * 1024 * 1024;
+pub(crate) const RECORD_LIMIT: usize = 256 * 1024 * 1024;
 
 /// Folder of the objects on which a store's abilities are tried.
 const PROBES: &str = "probe";

@@ -228,6 +228,6 @@ pub(crate) fn host_name() -> String {
 }
 
 /// The grace period as jiff's type.
-pub(super) fn signed(duration: Duration) -> SignedDuration {
+pub(crate) fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }

@@ -21,7 +21,9 @@ use tokio::task::JoinSet;
 pub use selection::Selection;
 
 use self::plan::Sizes;
+pub(super) use self::snapshot::SETTINGS;
 use self::snapshot::{Locked, Snapshot};
+pub(super) use self::tables::Table;
 use self::work::Work;
 use self::worker::{Locks, Worker};
 use super::archive::{BLOBS, Toc};
@@ -379,7 +381,18 @@ impl Dumper for Dump {
 
 /// What `pg_dump` writes of the session's database.
 pub(super) async fn read_definitions(session: &Session, major: u32, tools: &Tools, ctx: &Ctx) -> Result<Toc> {
+    definitions_of(session, major, tools, &Selection::default(), ctx).await
+}
+
+/// Has `pg_dump` write down what is selected of the session's database.
+pub(crate) async fn definitions_of(
+    session: &Session,
+    major: u32,
+    tools: &Tools,
+    selection: &Selection,
+    ctx: &Ctx,
+) -> Result<Toc> {
     let tool = tools.find_for("pg_dump", major, session.info()).await?;
     let snapshot = Snapshot::take(session, major).await?;
-    toc::read(&tool, session.info(), &snapshot.name, &Selection::default(), ctx).await.map(|(toc, _)| toc)
+    toc::read(&tool, session.info(), &snapshot.name, selection, ctx).await.map(|(toc, _)| toc)
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::super::archive::{Entry, TABLE_DATA, Toc};
-use super::options::LoadOptions;
+use super::options::{LoadOptions, TableName, near};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The entries that are restored.
@@ -147,7 +147,7 @@ impl<'a> Closure<'a> {
                 });
             let found: Vec<i32> = found.map(|e| e.id).collect();
             if found.is_empty() {
-                return Err(missing(format!("the backup has no table {table}"), self.names(&table.name)));
+                return Err(missing(format!("the backup has no table {table}"), self.names(table)));
             }
             self.inside.extend(found);
         }
@@ -171,16 +171,14 @@ impl<'a> Closure<'a> {
         Ok(())
     }
 
-    /// Tables of this name in other schemas.
-    fn names(&self, name: &str) -> String {
-        let tables = self.toc.entries.iter().filter(|e| is_relation(e) && e.name_text() == name);
-        let mut tables: Vec<String> = tables.map(|e| format!("{}.{name}", e.schema_text())).collect();
-        tables.sort();
-        tables.dedup();
-        if tables.is_empty() {
+    /// Tables that are called alike.
+    fn names(&self, wanted: &TableName) -> String {
+        let tables = self.toc.entries.iter().filter(|e| is_relation(e));
+        let near = near(wanted, tables.map(|e| TableName { schema: e.schema_text(), name: e.name_text() }));
+        if near.is_empty() {
             "names are as they are in the database".to_owned()
         } else {
-            format!("it has {}", tables.join(", "))
+            format!("it has {}", near.join(", "))
         }
     }
 

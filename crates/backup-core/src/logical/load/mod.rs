@@ -28,7 +28,9 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
+pub(crate) use options::near;
 pub use options::{LoadOptions, TableName};
+pub(super) use preflight::roles_of;
 pub use target::Prospect;
 pub(super) use target::is_taken;
 

@@ -74,6 +74,35 @@ impl std::str::FromStr for TableName {
     }
 }
 
+/// Those of some tables, at most five, whose names are like that of a wanted one: the nearest first.
+pub(crate) fn near(wanted: &TableName, all: impl Iterator<Item = TableName>) -> Vec<String> {
+    let far = |table: &TableName| {
+        // One of the same name in another schema is as near as can be.
+        distance(&table.name, &wanted.name) + usize::from(table.schema != wanted.schema)
+    };
+    let mut near: Vec<(usize, String)> = all.map(|table| (far(&table), table.to_string())).collect();
+    near.retain(|(far, _)| *far <= 1 + wanted.name.chars().count() / 3);
+    near.sort();
+    near.dedup();
+    near.truncate(5);
+    near.into_iter().map(|(_, name)| name).collect()
+}
+
+/// How many letters must be changed, added or taken away.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut line: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut before = std::mem::replace(&mut line[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let changed = before + usize::from(x != *y);
+            before = line[j + 1];
+            line[j + 1] = changed.min(before + 1).min(line[j] + 1);
+        }
+    }
+    line[b.len()]
+}
+
 /// An identifier at the head of a text, and what follows it. Nothing where there is none.
 pub(super) fn identifier(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
@@ -162,5 +191,21 @@ mod tests {
         for wrong in ["people", "a.b.c", "", ".", "a.", "\"a.b", "a b.c", "\"\".a"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_that_are_alike_are_near() {
+        for (a, b, far) in [
+            ("bookings", "booking", 1),
+            ("bookings", "bokings", 1),
+            ("a", "", 1),
+            ("ab", "ba", 2),
+            ("x", "x", 0),
+        ] {
+            assert_eq!(distance(a, b), far, "{a} {b}");
+        }
+        let table = |text: &str| text.parse::<TableName>().unwrap();
+        let all = ["app.bookings", "public.booking", "app.customers"].map(table);
+        assert_eq!(near(&table("app.booking"), all.into_iter()), ["app.bookings", "public.booking"]);
     }
 }

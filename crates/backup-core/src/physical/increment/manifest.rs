@@ -64,7 +64,7 @@ impl Manifests {
         mut keep: impl FnMut(&[u8]) -> bool,
         out: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let change = |path: &[u8]| Ok(if keep(path) { Line::Keep } else { Line::LeaveOut });
+        let change = |path: &[u8], _: Option<u64>| Ok(if keep(path) { Line::Keep } else { Line::LeaveOut });
         let reading = |e| Error::io(format!("reading the manifest of backup {}", backup.id), e);
         let file: File = self.0.open(&backup.id).map_err(reading)?;
         let input = zstd::Decoder::new(file).map_err(reading)?;
