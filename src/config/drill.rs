@@ -150,10 +150,10 @@ fn choose(catalog: &Catalog, wanted: &DrillWanted) -> Result<Vec<BackupSummary>>
     if let Some(named) = wanted.backup.as_deref().filter(|named| *named != "latest") {
         return Ok(vec![catalog.find(named)?.clone()]);
     }
-    let newest = catalog.backups().filter(of_kind).rfind(|backup| backup.is_complete());
+    let newest = catalog.staying().filter(of_kind).rfind(|backup| backup.is_complete());
     let newest = newest.ok_or_else(|| none(wanted))?;
     if wanted.recovery.target == Target::Latest && newest.kind != physical::KIND {
         return Ok(vec![newest.clone()]);
     }
-    Ok(catalog.backups().filter(|backup| backup.kind == physical::KIND).cloned().collect())
+    Ok(catalog.staying().filter(|backup| backup.kind == physical::KIND).cloned().collect())
 }

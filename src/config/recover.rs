@@ -105,7 +105,7 @@ impl Settings {
         let given = options.backup.as_deref().filter(|backup| *backup != "latest");
         let physical: Vec<BackupSummary> = match given {
             Some(wanted) => vec![catalog.find(wanted)?.clone()],
-            None => catalog.backups().filter(|backup| backup.kind == physical::KIND).cloned().collect(),
+            None => catalog.staying().filter(|backup| backup.kind == physical::KIND).cloned().collect(),
         };
         let of_logical = options.from_logical
             || matches!(&physical[..], [one] if one.kind == logical::KIND)

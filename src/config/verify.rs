@@ -272,7 +272,7 @@ async fn choose(
         let last = marks.verification(&backup.id).map(|mark| mark.since);
         wanted.unverified_since.is_none_or(|since| last.is_none_or(|last| last < since))
     };
-    Ok(catalog.backups().filter(made_since).filter(unverified).cloned().collect())
+    Ok(catalog.staying().filter(made_since).filter(unverified).cloned().collect())
 }
 
 /// Keeps on this host what was done, so that it need not be done again: how deep, and the backups that were good, a line
