@@ -138,7 +138,7 @@ async fn a_killed_prune_leaves_whole_backups_and_the_next_one_ends_it() {
     assert_eq!(leftovers(&pgark, "whole", &expected), [""; 0]);
 
     let (mut interrupted, mut early) = (0, 0);
-    for round in 0..24 {
+    for round in 0..16 {
         let name = format!("killed-{round}");
         let place = pgark.place(&name);
         copy(&repo, &place);
@@ -169,7 +169,7 @@ async fn a_killed_prune_leaves_whole_backups_and_the_next_one_ends_it() {
         std::fs::remove_dir_all(Path::new(&place)).unwrap();
     }
     println!(
-        "{interrupted} of 24 were killed between marks and end, {early} before; a whole one took {longest:?}"
+        "{interrupted} of 16 were killed between marks and end, {early} before; a whole one took {longest:?}"
     );
     assert!(interrupted >= 2, "{interrupted} were interrupted");
 }
