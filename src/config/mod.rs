@@ -8,6 +8,7 @@ mod build;
 mod check;
 mod drill;
 mod hooks;
+mod objectives;
 mod place;
 mod recover;
 mod retention;

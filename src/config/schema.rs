@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use backup_core::logical::Selection;
 use backup_core::postgres::Via;
 use backup_core::repository::ClusterName;
+use backup_core::status::Objectives;
 use backup_core::{Error, ErrorKind, Result, codec};
 use backup_storage::StoreOptions;
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use toml::Spanned;
 
 use super::drill::{DrillSettings, DrillTable};
 use super::hooks::Hooks;
+use super::objectives::ObjectivesTable;
 use super::place;
 use super::retention::{RetentionSettings, RetentionTable};
 
@@ -32,6 +34,8 @@ struct File {
     #[serde(default)]
     host: HostTable,
     retention: Option<Spanned<RetentionTable>>,
+    #[serde(default)]
+    objectives: ObjectivesTable,
     #[serde(default)]
     drill: DrillTable,
     #[serde(default)]
@@ -93,6 +97,7 @@ struct ClusterTable {
     via: Option<Spanned<String>>,
     #[serde(default)]
     select: Selection,
+    objectives: Option<ObjectivesTable>,
     retention: Option<Spanned<RetentionTable>>,
 }
 
@@ -118,6 +123,8 @@ pub struct ClusterSettings {
     pub via: Option<Via>,
     /// What of its database is dumped.
     pub select: Selection,
+    /// What is promised of it, where that differs.
+    pub objectives: Option<Objectives>,
     /// Which of its backups stay, where it has rules of its own.
     pub retention: Option<RetentionSettings>,
 }
@@ -144,6 +151,8 @@ pub struct Settings {
     pub state: Option<PathBuf>,
     /// Which backups stay.
     pub retention: Option<RetentionSettings>,
+    /// What is promised.
+    pub objectives: Objectives,
     /// Drills.
     pub drill: DrillSettings,
     /// Goes before what the file says of a cluster.
@@ -231,15 +240,18 @@ impl Settings {
             table.map(|table| RetentionTable::settings(table, &at)).transpose()
         };
         settings.retention = retention(file.retention)?;
+        settings.objectives = file.objectives.settings(&at)?;
         settings.drill = file.drill.settings(below);
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
             let via =
                 table.via.map(|via| via.get_ref().parse().map_err(|e| at(via.span(), &e))).transpose()?;
             let retention = retention(table.retention)?;
-            settings
-                .clusters
-                .insert(name, ClusterSettings { db: table.db, via, select: table.select, retention });
+            let objectives = table.objectives.map(|of| of.settings(&at)).transpose()?;
+            settings.clusters.insert(
+                name,
+                ClusterSettings { db: table.db, via, select: table.select, objectives, retention },
+            );
         }
         Ok(settings)
     }
@@ -302,6 +314,8 @@ mod tests {
             ("[retention]\nkeep_last = 1\ntime_zone = \"Mars/Olympus\"\n", 3, "Mars/Olympus"),
             ("[retention]\nkeep_last = 1\nmax_share = 101\n", 3, "percent"),
             ("[retention]\nminimum = 3\n", 1, "no rule"),
+            ("[objectives]\nrpo = \"soon\"\n", 2, "not a length of time"),
+            ("[cluster.a]\ndb = \"\"\n[cluster.a.objectives]\nrto = \"-1h\"\n", 4, "not a length of time"),
             ("[cluster.a]\ndb = \"\"\n[cluster.a.retention]\nkeep_weekly = 0\n", 4, "at least 1"),
             ("[backup\n", 1, ""),
         ] {

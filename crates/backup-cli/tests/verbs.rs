@@ -463,3 +463,75 @@ async fn check_says_what_would_fail_and_what_to_do() {
     let bad = check(&["--db", "host=127.0.0.1 port=1 connect_timeout=2 user=x dbname=x"]).join("\n");
     assert!(bad.contains(id) && bad.contains("127.0.0.1"), "{bad}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_what_is_there_and_what_is_late() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let config = |objectives: &str| {
+        pgark.write("pgark.toml", &format!("[repository]\nurl = {repo:?}\n[objectives]\n{objectives}\n"))
+    };
+    let file = config("");
+    let status = |code: i32| {
+        let output = pgark.run(&["--config", &file, "status", "--json"]);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found: Vec<String> = (status["clusters"][0]["findings"].as_array().unwrap().iter())
+            .map(|f| f["area"].as_str().unwrap().to_owned())
+            .collect();
+        (status["clusters"][0].clone(), found)
+    };
+    pgark.json(&["--config", &file, "init"]);
+    assert_eq!(status(47).1, ["backup"], "there is none");
+
+    let logical = pgark.json(&["--config", &file, "backup", "--db", &db]);
+    let physical = pgark.json(&["--config", &file, "backup", "--physical", "--db", &db]);
+    let (told, found) = status(0);
+    assert!(found.is_empty(), "{told}");
+    let series = told["series"].as_array().unwrap();
+    let newest: Vec<&Value> = series.iter().map(|series| &series["newest"]).collect();
+    assert_eq!(newest, [&logical["backup"]["id"], &physical["backup"]["id"]]);
+    assert_eq!(
+        (&told["rpo"]["by"], &told["wal"], &told["drill"]),
+        (&"backup".into(), &Value::Null, &Value::Null)
+    );
+    assert_eq!((&told["window"]["to"], &told["verify"]["never"]), (&Value::Null, &2.into()));
+
+    // WAL leads on from the physical backup.
+    for n in 0..3 {
+        sql(&server, "postgres", &format!("CREATE TABLE later_{n} (); SELECT pg_switch_wal()")).await;
+    }
+    let name = async |lsn: &str| {
+        let query = format!("SELECT pg_walfile_name({lsn})");
+        sql(&server, "postgres", &query).await[0][0].clone().unwrap()
+    };
+    let end = physical["backup"]["source"]["end_lsn"].as_str().unwrap();
+    let (first, current) = (name(&format!("'{end}'")).await, name("pg_current_wal_lsn()").await);
+    let entries = std::fs::read_dir(server.data().join("pg_wal")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut segments: Vec<String> = names.filter(|n| n.len() == 24 && *n >= first && *n < current).collect();
+    segments.sort();
+    assert!(segments.len() >= 3, "{segments:?}");
+    for segment in &segments {
+        let path = server.data().join("pg_wal").join(segment);
+        pgark.text(&["--config", &file, "wal", "push", path.to_str().unwrap()]);
+    }
+    let (told, found) = status(0);
+    assert!(found.is_empty() && told["rpo"]["by"] == "wal" && told["window"]["to"].is_string(), "{told}");
+    let text = pgark.text(&["--config", &file, "status"]);
+    assert!(text.starts_with("main: good") && text.contains("would be lost"), "{text}");
+
+    // Everything is late that can be.
+    config("rpo = \"1s\"\nbackup_age = \"1s\"\nverify_age = \"1d\"\ndrill_age = \"1d\"");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(status(47).1, ["backup", "backup", "rpo", "verify", "drill"]);
+    config("");
+    // A segment between goes: the later ones lead nowhere.
+    let (lost, system) = (&segments[1], physical["backup"]["source"]["system_identifier"].as_str().unwrap());
+    let folder = format!("{repo}/clusters/main/wal/{system}/{}/{}/{lost}", &lost[..8], &lost[..16]);
+    std::fs::remove_dir_all(folder).unwrap();
+    let (told, found) = status(47);
+    assert_eq!((found, &told["wal"]["gap"]), (vec!["archiving".to_owned()], &lost.as_str().into()), "{told}");
+    assert_eq!(told["rpo"]["by"], "backup");
+}

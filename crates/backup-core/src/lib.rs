@@ -39,6 +39,7 @@ pub mod recover;
 pub mod repository;
 pub mod retention;
 pub mod state;
+pub mod status;
 pub mod verify;
 pub mod wal;
 

@@ -12,6 +12,7 @@ mod recovery;
 mod restore;
 mod selection;
 mod server;
+mod status;
 mod verify;
 mod wal;
 
@@ -32,6 +33,7 @@ pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use recover::RecoverArgs;
 pub(crate) use restore::RestoreArgs;
+pub(crate) use status::StatusArgs;
 pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
 
@@ -85,6 +87,8 @@ pub(crate) enum Command {
     Init,
     /// Backs a database up, or all of a server
     Backup(BackupArgs),
+    /// Shows how well clusters are protected: newest backups, what would be lost, what was proved, and what is late
+    Status(StatusArgs),
     /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
     Check(CheckArgs),
     /// Lists the backups

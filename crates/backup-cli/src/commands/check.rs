@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use pgark::check::{Level, Report};
+use pgark::check::{Checked, Level};
 use pgark::config::CheckOptions;
 use pgark::{ErrorKind, Result};
 use serde_json::json;
@@ -20,14 +20,15 @@ pub(super) async fn run(cli: &Cli, args: &CheckArgs) -> Result<ExitCode> {
     if cli.json {
         render::print_json(&json!({"level": worst, "checks": report.checks}))?;
     } else if !cli.quiet || worst == Level::Bad {
-        render::print(&text(&report, cli.quiet))?;
+        render::print(&lines(&report.checks, cli.quiet))?;
     }
     Ok(if worst == Level::Bad { ExitCode::from(ErrorKind::Attention.code()) } else { ExitCode::SUCCESS })
 }
 
-fn text(report: &Report, only_bad: bool) -> String {
+/// A line for each thing that was looked at, and one for what to do about it.
+pub(super) fn lines(checks: &[Checked], only_bad: bool) -> String {
     let mut text = String::new();
-    for check in report.checks.iter().filter(|check| !only_bad || check.level == Level::Bad) {
+    for check in checks.iter().filter(|check| !only_bad || check.level == Level::Bad) {
         let level = match check.level {
             Level::Good => "good",
             Level::Warning => "warning",

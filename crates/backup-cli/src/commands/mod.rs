@@ -17,6 +17,7 @@ mod recover;
 mod restore;
 mod safety;
 mod show;
+mod status;
 mod verify;
 pub(crate) mod wal;
 
@@ -36,6 +37,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
     match &cli.command {
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => return backup::run(&cli, args, cancel).await,
+        Command::Status(args) => return status::run(&cli, args).await,
         Command::Check(args) => return check::run(&cli, args).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,

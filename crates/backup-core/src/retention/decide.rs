@@ -57,7 +57,7 @@ pub struct Decision {
 }
 
 /// Which backups compete with each other: of one kind, of one database, whole or a selection.
-fn series(backup: &BackupSummary) -> (&str, &str, &str) {
+pub(crate) fn series(backup: &BackupSummary) -> (&str, &str, &str) {
     let fact = |name: &str| backup.source.get(name).and_then(serde_json::Value::as_str);
     let what = match () {
         // Made when it was imported, but of a time before.

@@ -24,6 +24,7 @@ use crate::repository::{BackupId, BackupSummary};
 
 pub use bucket::{Every, Newest};
 pub use count::KeepLast;
+pub(crate) use decide::series;
 pub use decide::{Decision, Known, decide};
 pub use marked::{Pinned, Verified};
 pub use period::Period;

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::Archive;
-use super::inventory::Run;
+use super::history::History;
+use super::inventory::{BackupSpan, Run};
 use super::name::{SegmentName, WalName};
 use super::object::{RESOLVED, ShortDigest};
 use crate::error::Result;
@@ -208,6 +209,34 @@ impl Survey {
         let mut survey = surveyor.survey;
         survey.conflicts = &surveyor.conflicts - &surveyor.resolved;
         Ok(survey)
+    }
+
+    /// The first segment that recovery from a backup along a history would miss though there are later ones, or though
+    /// the backup needs it.
+    pub fn gap(&self, span: BackupSpan, history: &History) -> Option<SegmentName> {
+        let size = span.segment_bytes;
+        let first = if span.brings_wal { span.end.0 } else { span.start.0 } / size;
+        let on_the_way = |segment: &&SegmentName| {
+            history
+                .end_of(segment.timeline)
+                .is_some_and(|end| end.is_none_or(|end| segment.start(size) < end))
+        };
+        let newest = self.segments.keys().filter(on_the_way).map(|segment| segment.number(size)).max();
+        let needed = if span.brings_wal { None } else { Some(span.end.0.saturating_sub(1) / size) };
+        let last = newest.max(needed)?;
+        (first..=last).find_map(|number| {
+            let named = |timeline| SegmentName::numbered(timeline, number, size);
+            let mut candidates =
+                history.candidates(number, size).filter(|timeline| *timeline >= span.timeline).map(named);
+            let first = candidates.next()?;
+            let there = |segment: &SegmentName| {
+                // The newest one may be on its way.
+                self.segments.get(segment).is_some_and(|found| found.whole || Some(number) == newest)
+                    && !self.conflicts.contains(segment)
+            };
+            let found = there(&first) || candidates.any(|segment| there(&segment));
+            (!found).then_some(first)
+        })
     }
 
     /// How many segments there are, whole or not.
