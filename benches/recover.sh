@@ -22,7 +22,7 @@ cat >>"$out/data/postgresql.conf" <<C
 listen_addresses = ''
 unix_socket_directories = '$out'
 fsync = off
-max_wal_size = 8GB
+max_wal_size = 512MB
 C
 "$bin/pg_ctl" -D "$out/data" -l "$out/log" -w start >/dev/null
 psql -qXd postgres -c 'CREATE DATABASE shop'

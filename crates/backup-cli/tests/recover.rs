@@ -66,7 +66,7 @@ impl Busy {
         if sql(server, "postgres", "SELECT to_regclass('pgbench_accounts')").await[0][0].is_none() {
             assert!(bench(&["-i", "-s", "2", "-q"]).status().unwrap().success());
         }
-        Self(bench(&["-c", "2", "-T", "600"]).spawn().unwrap())
+        Self(bench(&["-c", "2", "-T", "600", "-R", "300"]).spawn().unwrap())
     }
 }
 
