@@ -241,8 +241,7 @@ impl Recover {
                     whole = true;
                     std::iter::once(e.to_string()).chain(e.causes()).collect::<Vec<_>>().join(": ")
                 }
-                Ok(Attempt::NotThisWay(e)) => return Err(e),
-                Err(e) => return Err(e),
+                Ok(Attempt::NotThisWay(e)) | Err(e) => return Err(e),
             };
             let what = if whole { "the whole cluster" } else { "more files" };
             let message = format!("restoring {what}: {again}");
