@@ -75,6 +75,16 @@ impl Catalogs {
         Ok(found)
     }
 
+    /// Names of all databases that may be connected to.
+    pub(super) fn database_names(&self) -> Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        self.mapped_rows(PG_DATABASE, |row| {
+            found.extend(name_at(row, 4).map(|name| String::from_utf8_lossy(name).into_owned()));
+        })?;
+        found.retain(|name| name != "template0");
+        Ok(found)
+    }
+
     /// Names of roles that may log in and do everything.
     pub(super) fn superusers(&self) -> Result<BTreeSet<String>> {
         let mut found = BTreeSet::new();

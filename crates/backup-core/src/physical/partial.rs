@@ -232,10 +232,18 @@ fn find_database(
     }
     match <[_; 1]>::try_from(folders) {
         Ok([found]) => Ok(found),
-        Err(_) => Err(Error::new(
+        Err(several) if !several.is_empty() => Err(Error::new(
             ErrorKind::Unsupported,
             format!("the catalogs of the backup do not say which files database {name} has"),
         )),
+        Err(_) => {
+            let names = global.database_names()?.into_iter().collect::<Vec<_>>().join(", ");
+            let message = format!("there is no database {name} in the backup");
+            Err(Error::new(ErrorKind::NoDatabase, message).with_hint(format!(
+                "--database names another one: {names}; where it was made or renamed after the backup, --whole-cluster looks \
+                 for it behind the WAL"
+            )))
+        }
     }
 }
 

@@ -165,7 +165,7 @@ impl Throwaway {
              unix_socket_permissions = 0700\nhot_standby = off\nfsync = off\nfull_page_writes = off\nautovacuum = off\nssl = off\n\
              shared_preload_libraries = ''\nshared_buffers = 64MB\nlogging_collector = off\nlog_destination = stderr\n\
              log_min_messages = warning\nlc_messages = 'C'\nlog_line_prefix = ''\njit = off\nwal_level = minimal\n\
-             checkpoint_timeout = 1h\nmax_wal_size = 16GB\nrestart_after_crash = off\nignore_invalid_pages = on\n",
+             session_replication_role = replica\ncheckpoint_timeout = 1h\nmax_wal_size = 16GB\nrestart_after_crash = off\nignore_invalid_pages = on\n",
             self.folder.display().to_string().replace('\'', "''"),
         );
         for (setting, name, least) in AT_LEAST {

@@ -7,7 +7,7 @@ use super::rows;
 use super::source::Source;
 use super::table::{Column, Table, sql_columns, sql_name};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{ConnInfo, Session, quote_identifier};
+use crate::postgres::{ConnInfo, CopySession, Session, quote_identifier, quote_literal};
 
 /// The rows of the backup, until they are put back.
 const TEMPORARY: &str = "pg_temp.pgark_recovered";
@@ -94,6 +94,7 @@ pub(super) async fn merge(
     let doing = |e: Error| refused(e, &table.name.to_string());
     let put_back = to.value(&sql).await.map_err(doing)?;
     let put_back = put_back.and_then(|count| count.parse().ok()).unwrap_or_default();
+    note_sequences(&mut to, &live, only, notes).await?;
     // Keys that wait for the end are checked now, so that an error is one of this step.
     to.rows("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(doing)?;
     to.rows("COMMIT").await.map_err(doing)?;
@@ -106,6 +107,30 @@ pub(super) async fn merge(
     }
     to.close().await;
     Ok(Merged { in_backup, put_back, already_there, differing, triggers: facts.triggers.clone() })
+}
+
+/// Says which sequences are behind the values of their columns: the next row would meet one of them.
+async fn note_sequences(
+    to: &mut CopySession,
+    live: &Table,
+    only: &str,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let name = sql_name(&live.name);
+    for sequence in &live.sequences {
+        let (column, literal) = (quote_identifier(&sequence.column), quote_literal(&sequence.name));
+        let sql = format!(
+            "SELECT pg_catalog.max({column})::bigint > CASE WHEN pg_catalog.has_sequence_privilege({literal}, 'SELECT, USAGE') \
+             THEN coalesce(pg_catalog.pg_sequence_last_value({literal}), 0) END FROM {only}{name}"
+        );
+        if to.value(&sql).await?.as_deref() == Some("t") {
+            notes.push(format!(
+                "the sequence {} is behind values of {}: SELECT setval({literal}, max({column})) FROM {name} sets it",
+                sequence.name, sequence.column
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Says what a constraint means.

@@ -12,6 +12,7 @@ mod source;
 mod table;
 mod target;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -217,28 +218,13 @@ impl Recover {
 
     /// Tries with as little as it takes, and with more where that was not enough.
     async fn attempts(&self, facts: &TargetFacts, cancel: &CancellationToken) -> Result<RecoveredTable> {
-        let (mut more, mut whole, mut notes) = (std::collections::HashSet::new(), self.whole, Vec::new());
+        let (mut more, mut whole, mut notes) = (HashSet::new(), self.whole, Vec::new());
         // By then every file that a table can have is known.
         for last in [false, false, true] {
-            let attempt = async {
-                let source = Source::open(self, facts, whole, &more, cancel).await?;
-                let done = match source.missing_files(&self.tables, self.needs_indexes()).await {
-                    Ok(missing) if missing.is_empty() => Ok(None),
-                    Ok(missing) => Ok(Some(missing)),
-                    Err(e) => Err(e),
-                };
-                match done {
-                    Ok(None) => {
-                        self.extract(&source, facts, cancel).await.map(|done| Attempt::Done(Box::new(done)))
-                    }
-                    Ok(Some(missing)) => Ok(Attempt::Needs(missing)),
-                    Err(e) => Err(e),
-                }
-            };
             let attempt = tokio::select! {
                 biased;
                 () = cancel.cancelled() => Err(Error::cancelled()),
-                attempt = attempt => attempt,
+                attempt = self.attempt(facts, whole, &more, cancel) => attempt,
             };
             let again = match attempt {
                 Ok(Attempt::Done(mut done)) => {
@@ -251,13 +237,11 @@ impl Recover {
                     "the table had another name or other files when the backup was made".to_owned()
                 }
                 Ok(Attempt::Needs(_)) => return Err(Error::internal("files of the table are missing again")),
-                Err(e)
-                    if !whole && !last && may_work_whole(&e) && self.record.kind == crate::physical::KIND =>
-                {
+                Ok(Attempt::NotThisWay(e)) if !whole && !last => {
                     whole = true;
                     std::iter::once(e.to_string()).chain(e.causes()).collect::<Vec<_>>().join(": ")
                 }
-                Err(e) => return Err(e),
+                Ok(Attempt::NotThisWay(e)) | Err(e) => return Err(e),
             };
             let what = if whole { "the whole cluster" } else { "more files" };
             let message = format!("restoring {what}: {again}");
@@ -265,6 +249,34 @@ impl Recover {
             notes.push(message);
         }
         Err(Error::internal("a table was not recovered, without a reason"))
+    }
+
+    async fn attempt(
+        &self,
+        facts: &TargetFacts,
+        whole: bool,
+        more: &HashSet<u32>,
+        cancel: &CancellationToken,
+    ) -> Result<Attempt> {
+        let opened = async {
+            let source = Source::open(self, facts, whole, more, cancel).await?;
+            let missing = source.missing_files(&self.tables, self.needs_indexes()).await?;
+            Ok((source, missing))
+        };
+        let is_physical = self.record.kind == crate::physical::KIND;
+        let (source, missing) = match opened.await {
+            Ok(opened) => opened,
+            Err(e) if is_physical && may_start_whole(&e) => return Ok(Attempt::NotThisWay(e)),
+            Err(e) => return Err(e),
+        };
+        if !missing.is_empty() {
+            return Ok(Attempt::Needs(missing));
+        }
+        match self.extract(&source, facts, cancel).await {
+            Ok(done) => Ok(Attempt::Done(Box::new(done))),
+            Err(e) if is_physical && is_of_files(&e) => Ok(Attempt::NotThisWay(e)),
+            Err(e) => Err(e),
+        }
     }
 
     fn needs_indexes(&self) -> bool {
@@ -320,19 +332,26 @@ enum Attempt {
     Done(Box<RecoveredTable>),
     /// Numbers of files without which the table is not whole.
     Needs(Vec<u32>),
+    /// It failed, and may come from what was left out.
+    NotThisWay(Error),
 }
 
-/// Whether a failure may come from what was left out.
-fn may_work_whole(error: &Error) -> bool {
+/// Whether a server that does not start, or does not answer as it should, may do so with the whole cluster.
+fn may_start_whole(error: &Error) -> bool {
+    let unreached = || error.causes().iter().any(|cause| cause.contains("recovery target"));
     match error.kind() {
-        ErrorKind::ToolFailed
-        | ErrorKind::Unsupported
-        | ErrorKind::ConnectionLost
-        | ErrorKind::NoDatabase => true,
-        // A file that is not there, damaged data.
-        ErrorKind::Database => {
-            matches!(error.sqlstate(), Some("58P01" | "XX000" | "XX001" | "XX002" | "58030"))
-        }
-        _ => false,
+        ErrorKind::ToolFailed => !unreached(),
+        ErrorKind::Unsupported | ErrorKind::ConnectionLost => true,
+        _ => is_of_files(error),
     }
+}
+
+/// Whether the server misses a file, or finds damage in one.
+fn is_of_files(error: &Error) -> bool {
+    // A library that is not here is none of the cluster's files.
+    let library = || {
+        error.to_string().contains("could not access file")
+            || error.to_string().contains("could not load library")
+    };
+    matches!(error.sqlstate(), Some("58P01" | "58030" | "XX000" | "XX001" | "XX002")) && !library()
 }

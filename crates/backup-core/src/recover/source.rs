@@ -188,6 +188,7 @@ async fn physical(
     let (server, folder) =
         started.await.map_err(|e| Error::internal("starting a server failed").caused_by(e))??;
     let session = server.connect(&database, cancel).await.map_err(|e| no_database(e, &database))?;
+    // Event triggers of the source do not fire here: the settings say so.
     let mut damaged = None;
     server.invalid_pages(|path| {
         if !outcome.left_out_paths.contains(path) {
