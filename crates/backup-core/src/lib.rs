@@ -26,6 +26,7 @@ mod store;
 mod tar_reader;
 
 pub mod audit;
+pub mod check;
 pub mod codec;
 pub mod crypt;
 pub mod drill;
@@ -54,5 +55,6 @@ pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
 pub use store::{
     Bytestream, Created, Entry, Meta, Store, Upload, list_deep, list_sorted, read_if_there, read_whole,
+    walk_folders,
 };
 pub use tokio_util::sync::CancellationToken;

@@ -1,5 +1,7 @@
 //! A folder of this machine as a store.
 
+mod walk;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -388,6 +390,17 @@ impl Store for LocalStore {
             .boxed()
     }
 
+    fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
+        let (root, folder) = (Arc::clone(&self.0), folder.to_owned());
+        walk::stream(move |to| {
+            root.check()?;
+            root.folder(&folder)?;
+            walk::walk(&root.path, &folder, to)?;
+            // It may have been taken away meanwhile: the rest was not absent then.
+            root.check()
+        })
+    }
+
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(keys.len());
         for key in keys {
@@ -395,6 +408,15 @@ impl Store for LocalStore {
             results.push(blocking(move || root.delete(&key)).await);
         }
         results
+    }
+
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        let root = Arc::clone(&self.0);
+        blocking(move || {
+            let space = rustix::fs::statvfs(&root.path).map_err(|e| failed("looking at", "")(e.into()))?;
+            Ok(Some(space.f_bavail * space.f_frsize))
+        })
+        .await
     }
 
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {

@@ -1,9 +1,12 @@
 //! The arguments.
 
+mod audit;
 mod backup;
+mod check;
 mod drill;
 mod export;
 mod load;
+mod prune;
 mod recovery;
 mod restore;
 mod selection;
@@ -20,9 +23,12 @@ use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
+pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
+pub(crate) use check::CheckArgs;
 pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
+pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
@@ -67,6 +73,7 @@ Exit codes:
   repository: 40 none there, 41 newer format, 42 no such backup,
     43 object missing, 44 exists already, 45 abandoned
   46 only part of it was done: databases of a server failed, the rest is there
+  47 check or status found something that will fail, or is late
   data: 50 damaged, 51 key missing, 52 wrong key
   60 not supported, 70 internal, 130 cancelled";
 
@@ -76,6 +83,8 @@ pub(crate) enum Command {
     Init,
     /// Backs a database up, or all of a server
     Backup(BackupArgs),
+    /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
+    Check(CheckArgs),
     /// Lists the backups
     List,
     /// Shows one backup
@@ -90,9 +99,19 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Restores a backup into a throwaway server, proves it, and measures how long that takes
     Drill(DrillArgs),
+    /// Removes the backups that no retention rule keeps, and the WAL that no remaining one needs. Shows what would go,
+    /// and why, until --apply says so
+    Prune(PruneArgs),
+    /// Keeps a backup whatever the retention rules say
+    Pin(PinArgs),
+    /// Leaves a backup to the retention rules again
+    Unpin(UnpinArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Shows who did what to the backups, and whether that log was changed
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Makes keys, and changes who can read a backup
     #[command(subcommand)]
     Key(KeyCommand),

@@ -24,6 +24,12 @@ pub(super) async fn run(cli: &Cli) -> Result<()> {
         let failed = render::names(backup, "databases_failed");
         let _ = writeln!(text, "partial: {} (it lacks {failed}; latest does not mean it)", backup.id);
     }
+    for id in &listing.pinned {
+        let _ = writeln!(text, "pinned: {id}");
+    }
+    for id in &listing.being_removed {
+        let _ = writeln!(text, "being removed: {id} (latest does not mean it; pgark prune --apply ends it)");
+    }
     for id in &listing.unfinished {
         let _ = writeln!(text, "unfinished: {id} (at work, or dead: a later backup sweeps it)");
     }

@@ -1,6 +1,8 @@
 //! One file a verb.
 
+mod audit;
 mod backup;
+mod check;
 mod confirm;
 mod demo;
 mod drill;
@@ -9,6 +11,8 @@ mod import;
 mod init;
 mod key;
 mod list;
+mod pin;
+mod prune;
 mod restore;
 mod safety;
 mod show;
@@ -31,6 +35,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
     match &cli.command {
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => return backup::run(&cli, args, cancel).await,
+        Command::Check(args) => return check::run(&cli, args).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,
@@ -38,7 +43,11 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Drill(args) => return drill::run(&cli, args, cancel).await,
+        Command::Prune(args) => return prune::run(&cli, args, cancel).await,
+        Command::Pin(args) => pin::pin(&cli, args).await?,
+        Command::Unpin(args) => pin::unpin(&cli, args).await?,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
+        Command::Audit(command) => return audit::run(&cli, command).await,
         Command::Key(command) => key::run(&cli, command).await?,
         Command::Demo(args) => demo::run(&cli, args, cancel).await?,
         Command::Completions { shell } => {

@@ -14,7 +14,7 @@ use ulid::Ulid;
 
 use super::open::RECORD_LIMIT;
 use super::record::{from_json, to_json};
-use super::{BackupId, BackupRecord, BackupSummary, ClusterName, FORMAT, Repository, State, layout};
+use super::{BackupId, BackupRecord, BackupSummary, ClusterName, FORMAT, Marks, Repository, State, layout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Created, Entry, Meta, list_sorted, read_if_there};
 
@@ -49,11 +49,23 @@ pub struct Catalog {
     abandoned: BTreeSet<BackupId>,
     unfinished: Vec<Unfinished>,
     superseded: Vec<String>,
+    marks: Marks,
+    half_removed: BTreeSet<BackupId>,
 }
 
 impl Catalog {
     /// Reads the catalog of a cluster. One without backups is empty.
     pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_listing(repository, cluster, false).await
+    }
+
+    /// The same, with a look whether every backup's folder is there: a host whose index was not the newest may have
+    /// written a backup into it that was removed meanwhile.
+    pub(crate) async fn load_whole(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_listing(repository, cluster, true).await
+    }
+
+    async fn load_listing(repository: &Repository, cluster: &ClusterName, whole: bool) -> Result<Self> {
         let (index, superseded) = newest_index(repository, cluster).await?;
         let (horizon, known, known_abandoned) = match index {
             Some(index) => (Some(index.horizon), index.backups, index.abandoned),
@@ -65,12 +77,14 @@ impl Catalog {
             abandoned: BTreeSet::new(),
             unfinished: Vec::new(),
             superseded,
+            marks: Marks::default(),
+            half_removed: BTreeSet::new(),
         };
+        let listed_from = horizon.as_deref().filter(|_| !whole);
         let known_abandoned: BTreeSet<BackupId> = known_abandoned.into_iter().collect();
         let mut unknown = Vec::new();
         let mut there = BTreeSet::new();
-        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), horizon.as_deref()).await?
-        {
+        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), listed_from).await? {
             // What has no name of ours is not ours to judge.
             let (Entry::Folder(_), Ok(id)) = (&entry, entry.name().parse::<BackupId>()) else { continue };
             there.insert(id.clone());
@@ -83,7 +97,7 @@ impl Catalog {
         // Whatever the horizon does not cover and is gone was deleted after the index was written.
         catalog
             .backups
-            .retain(|id, _| horizon.as_deref().is_some_and(|h| id.as_str() <= h) || there.contains(id));
+            .retain(|id, _| listed_from.is_some_and(|from| id.as_str() <= from) || there.contains(id));
         let records: Vec<(BackupId, Option<BackupRecord>)> = futures::stream::iter(unknown)
             .map(
                 |id| async move { repository.record_if_there(cluster, &id).await.map(|record| (id, record)) },
@@ -103,6 +117,15 @@ impl Catalog {
             }
         }
         catalog.unfinished.sort_by(|a, b| a.id.cmp(&b.id));
+        // Last: whatever is about to be removed was marked before it went.
+        catalog.marks = Marks::load(repository, cluster).await?;
+        // A removal that was interrupted has taken the record away: it is no run.
+        // A sweep may have taken it for one.
+        let Self { unfinished, abandoned, marks, half_removed, .. } = &mut catalog;
+        let gone =
+            unfinished.iter().map(|run| &run.id).chain(&*abandoned).filter(|id| marks.removal(id).is_some());
+        half_removed.extend(gone.cloned());
+        unfinished.retain(|run| !half_removed.contains(&run.id));
         Ok(catalog)
     }
 
@@ -116,6 +139,36 @@ impl Catalog {
         let mut sorted: Vec<&BackupSummary> = self.backups.values().collect();
         sorted.sort_by_key(|b| (b.started, &b.id));
         sorted.into_iter()
+    }
+
+    /// The marks of the backups.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Whether a backup is about to be removed. Nothing chooses it that was not told its id.
+    pub fn is_being_removed(&self, id: &BackupId) -> bool {
+        self.marks.removal(id).is_some()
+    }
+
+    /// Backups whose removal was interrupted: their records are gone, and objects are left.
+    pub fn half_removed(&self) -> &BTreeSet<BackupId> {
+        &self.half_removed
+    }
+
+    /// Says that the record of a backup is gone, of which the index still knew.
+    pub(crate) fn forget(&mut self, id: &BackupId) {
+        if self.backups.remove(id).is_some() {
+            self.half_removed.insert(id.clone());
+        }
+    }
+
+    /// Whether anything of a run is there: a backup, what is left of one, or a run at work.
+    pub(crate) fn has_folder(&self, id: &BackupId) -> bool {
+        self.backups.contains_key(id)
+            || self.abandoned.contains(id)
+            || self.half_removed.contains(id)
+            || self.unfinished.iter().any(|run| run.id == *id)
     }
 
     /// Runs without a record, oldest first.
@@ -138,15 +191,14 @@ impl Catalog {
                 .with_hint("pgark list shows the backups that there are")
         };
         if wanted == "latest" {
-            return self.backups().rfind(|b| b.is_complete()).ok_or_else(|| {
-                match self.backups().next_back() {
-                    None => missing(format!("there is no backup of {}", self.cluster)),
-                    Some(partial) => missing(format!(
-                        "there is no complete backup of {}; the last one, {}, lacks databases",
-                        self.cluster, partial.id
-                    ))
-                    .with_hint("give its id to use what it holds"),
-                }
+            let stays = |b: &&BackupSummary| b.is_complete() && !self.is_being_removed(&b.id);
+            return self.backups().rfind(stays).ok_or_else(|| match self.backups().next_back() {
+                None => missing(format!("there is no backup of {}", self.cluster)),
+                Some(partial) => missing(format!(
+                    "there is no complete backup of {}; the last one, {}, lacks databases",
+                    self.cluster, partial.id
+                ))
+                .with_hint("give its id to use what it holds"),
             });
         }
         let mut found = self.backups().filter(|b| !wanted.is_empty() && b.id.as_str().starts_with(wanted));
@@ -161,7 +213,9 @@ impl Catalog {
     /// who restores `latest` wants no part without a word.
     pub fn latest_whole(&self, kind: &str) -> Option<&BackupSummary> {
         let newest = |whole: bool| {
-            self.backups().rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
+            self.backups()
+                .filter(|b| !self.is_being_removed(&b.id))
+                .rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
         };
         newest(true).or_else(|| newest(false))
     }

@@ -54,6 +54,11 @@ pub fn wal(cluster: &ClusterName, system: u64) -> String {
     format!("{CLUSTERS}/{cluster}/wal/{system}")
 }
 
+/// Folder of all WAL of a cluster: those of the systems, and that of the keys.
+pub fn wal_root(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/wal")
+}
+
 /// Folder of the wrapped keys of WAL.
 pub fn wal_keys(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/wal/keys")

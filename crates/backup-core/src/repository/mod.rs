@@ -28,6 +28,7 @@ pub use keys::{Rotated, rotate_key};
 pub(crate) use keys::{has_key, open_cipher};
 pub use marks::{Mark, Marks, Verb};
 pub(crate) use open::RECORD_LIMIT;
+pub(crate) use open::announcement;
 pub use open::{Abilities, FORMAT, Repository};
 pub(crate) use raw_digest::RawHasher;
 pub use raw_digest::{Hash128, RawDigest};
@@ -36,5 +37,5 @@ pub use record::{
     PartRecord, Started, State, Tool,
 };
 pub(crate) use record::{PARTIAL, from_json, to_json};
-pub(crate) use run::{Run, host_name};
+pub(crate) use run::{Run, check_clock, host_name, signed};
 pub use sweep::{DEFAULT_GRACE, Swept};

@@ -19,6 +19,7 @@ mod push;
 mod read;
 mod receive;
 mod seal;
+mod survey;
 mod verify;
 
 pub use archive::{Archive, StoredHistory};
@@ -33,4 +34,5 @@ pub use page::{SegmentHeader, TimeScan, Times};
 pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
 pub use receive::Receiver;
+pub use survey::{Newest, Stretch, Survey};
 pub use verify::{WalFinding, WalReport};
