@@ -359,7 +359,8 @@ async fn nothing_is_left_behind() {
     let work = work_dir(&pgark);
     let pgark = pgark.with("PGARK_REPO", "repo");
     pgark.json(&["backup", "--db", &server.url("postgres"), "--physical"]);
-    let is_there = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+    // One that ended and was not waited for yet works nowhere.
+    let is_there = |pid: i32| Path::new(&format!("/proc/{pid}/cwd")).read_link().is_ok();
     let in_docker: &[&[&str]] = if left_out("docker") { &[&[]] } else { &[&[], &["--docker"]] };
     for more in in_docker {
         let (mut child, pid) = waiting(&pgark, &work, more);

@@ -262,8 +262,8 @@ mod tests {
         let mut page = vec![0; 8192];
         page[12..14].copy_from_slice(&32_u16.to_le_bytes());
         // One row of 30 bytes whose data begin at 24, and one that is no more.
-        page[24..28].copy_from_slice(&(8000_u32 | (1 << 15) | (30 << 17)).to_le_bytes());
-        page[28..32].copy_from_slice(&(8100_u32 | (3 << 15) | (30 << 17)).to_le_bytes());
+        page[24..28].copy_from_slice(&(0x1f40_u32 | (1 << 15) | (30 << 17)).to_le_bytes());
+        page[28..32].copy_from_slice(&(0x1fa4_u32 | (3 << 15) | (30 << 17)).to_le_bytes());
         page[8022] = 24;
         page[8024..8028].copy_from_slice(&77_u32.to_le_bytes());
         let mut found = Vec::new();
