@@ -50,6 +50,7 @@ pub use repository::Repository;
 pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
 pub use store::{
-    Bytestream, Created, Entry, Meta, Store, Upload, list_deep, list_sorted, read_if_there, read_whole,
+    Bytestream, Created, Entry, Kept, Meta, Missed, Store, Upload, list_deep, list_sorted, read_if_there,
+    read_whole,
 };
 pub use tokio_util::sync::CancellationToken;

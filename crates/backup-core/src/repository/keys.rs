@@ -7,7 +7,7 @@ use ulid::Ulid;
 use super::{BackupRecord, Repository, layout};
 use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Created, list_sorted, read_whole};
+use crate::store::{Created, Store, list_sorted, read_whole, sources, worse};
 
 /// More than a key wrapped for thousands of readers.
 const KEY_LIMIT: usize = 16 * 1024 * 1024;
@@ -75,12 +75,38 @@ pub(crate) async fn open_cipher(
             format!("the key of backup {} is missing", record.id),
         ));
     };
-    let wrapped = read_whole(&**repository.store(), &format!("{folder}/{name}"), KEY_LIMIT).await?;
+    let key = format!("{folder}/{name}");
+    open_key(repository.store(), &key, encryptor).await.map(Some)
+}
+
+/// Reads a wrapped key from the first copy where it opens.
+pub(crate) async fn open_key(
+    store: &Arc<dyn Store>,
+    key: &str,
+    encryptor: &Arc<dyn Encryptor>,
+) -> Result<Arc<dyn Cipher>> {
+    let mut failed = None;
+    for source in sources(store) {
+        match open_wrapped(&source, key, encryptor).await {
+            Ok(cipher) => return Ok(cipher),
+            Err(error) => failed = Some(worse(failed, error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::internal("a store without copies")))
+}
+
+/// Reads a wrapped key from one place and opens it.
+async fn open_wrapped(
+    source: &Arc<dyn Store>,
+    key: &str,
+    encryptor: &Arc<dyn Encryptor>,
+) -> Result<Arc<dyn Cipher>> {
+    let wrapped = read_whole(&**source, key, KEY_LIMIT).await?;
     let encryptor = Arc::clone(encryptor);
     // A passphrase takes its time.
     let opened = tokio::task::spawn_blocking(move || encryptor.open_key(&wrapped)).await;
     let opened = opened.unwrap_or_else(|e| Err(Error::internal("opening the key failed").caused_by(e)));
-    opened.map(Some).map_err(|e| e.doing(format!("opening {folder}/{name}")))
+    opened.map_err(|e| e.doing(format!("opening {key}")))
 }
 
 /// Wraps the key of a backup for the readers of `new`: a new object, then the older ones are deleted. The

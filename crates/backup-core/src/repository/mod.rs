@@ -8,6 +8,7 @@
 mod catalog;
 mod chain;
 mod contents;
+mod copies;
 mod id;
 mod identity;
 mod keys;
@@ -24,7 +25,7 @@ pub(crate) use contents::{open_contents, seal_contents};
 pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
-pub(crate) use keys::{has_key, open_cipher};
+pub(crate) use keys::{has_key, open_cipher, open_key};
 pub use open::{Abilities, FORMAT, Repository};
 pub(crate) use raw_digest::RawHasher;
 pub use raw_digest::{Hash128, RawDigest};

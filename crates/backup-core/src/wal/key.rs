@@ -14,7 +14,7 @@ use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{ClusterName, Digest, Repository, layout};
 use crate::state::HostState;
-use crate::store::{Created, read_whole};
+use crate::store::Created;
 
 /// How long a key is used.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
@@ -22,8 +22,6 @@ const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 const FILE: &str = "wal-key.json";
 /// Held by the process that looks at it.
 const LOCK: &str = "wal-key.lock";
-/// More than a key wrapped for thousands of readers.
-const KEY_LIMIT: usize = 16 * 1024 * 1024;
 
 /// A key in use.
 #[derive(Clone)]
@@ -116,11 +114,7 @@ impl KeyRing {
                 .with_hint("give --identity FILE, or --passphrase-file FILE"));
         };
         let key = object(cluster, id, method);
-        let wrapped = read_whole(&**repository.store(), &key, KEY_LIMIT).await?;
-        let unwrapped = tokio::task::spawn_blocking(move || encryptor.open_key(&wrapped)).await;
-        let cipher = unwrapped
-            .unwrap_or_else(|e| Err(Error::internal("opening a key failed").caused_by(e)))
-            .map_err(|e| e.doing(format!("opening {key}")))?;
+        let cipher = crate::repository::open_key(repository.store(), &key, &encryptor).await?;
         opened.insert(id.to_owned(), Arc::clone(&cipher));
         Ok(cipher)
     }
