@@ -25,7 +25,12 @@ fn identity() -> Age {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_of_format_1_opens() {
-    let place = root().join("tests/fixtures/format-1");
+    // A restore notes in the repository who made it, and this one is never edited.
+    let copy = tempfile::tempdir().unwrap();
+    let place = copy.path().join("format-1");
+    let copied =
+        Command::new("cp").arg("-r").arg(root().join("tests/fixtures/format-1")).arg(&place).status();
+    assert!(copied.unwrap().success());
     let store = open_store(&place.display().to_string(), &StoreOptions::default()).unwrap();
     let repository = Repository::open(store).await.unwrap();
     let cluster = ClusterName::default();

@@ -10,8 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backup_storage::conformance::{Fault, Faulty};
 use bytes::Bytes;
+use pgark::audit::{self, Act};
 use pgark::crypt::Age;
-use pgark::repository::{BackupId, Catalog, ClusterName, DEFAULT_GRACE, rotate_key};
+use pgark::repository::{BackupId, Catalog, ClusterName, DEFAULT_GRACE, Marks, Verb, rotate_key};
 use pgark::{
     Backup, CancellationToken, Ctx, Dumped, Dumper, Encryptor, ErrorKind, MemoryTransport, PartSink,
     PartSpec, Remote, Repository, Restore, Result, Store, read_whole,
@@ -397,4 +398,97 @@ async fn a_backup_without_its_key_is_not_good() {
             "{report:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_mark_counts_and_one_list_reads_all() {
+    let (repository, memory) = memory_repository().await;
+    let (first, second) = (quick_backup(&repository).await, quick_backup(&repository).await);
+    let now = jiff::Timestamp::now();
+    for (id, verb) in [
+        (&first, Verb::Pin(None)),
+        (&first, Verb::Damaged),
+        (&second, Verb::Pin(Some(now + jiff::SignedDuration::from_hours(1)))),
+        (&second, Verb::Remove),
+        (&first, Verb::VerifiedRaw),
+    ] {
+        repository.mark(&cluster(), id, verb, Some("why")).await.unwrap();
+        memory.age(Duration::from_secs(1));
+    }
+    let marks = Marks::load(&repository, &cluster()).await.unwrap();
+    assert!(marks.pin(&first, now).is_some() && marks.pin(&second, now).is_some());
+    assert!(marks.pin(&second, now + jiff::SignedDuration::from_hours(2)).is_none(), "until then only");
+    assert_eq!(marks.verification(&first).map(|mark| mark.verb), Some(Verb::VerifiedRaw));
+    assert!(!marks.is_damaged(&first) && marks.removal(&first).is_none() && marks.removal(&second).is_some());
+    repository.mark(&cluster(), &first, Verb::Unpin, None).await.unwrap();
+    let marks = Marks::load(&repository, &cluster()).await.unwrap();
+    assert!(marks.pin(&first, now).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_backup_and_restore_is_in_the_audit_log_and_changes_of_it_are_found() {
+    let (repository, memory) = memory_repository().await;
+    let id = quick_backup(&repository).await;
+    let record = repository.record(&cluster(), &id).await.unwrap();
+    let restore = Restore::builder()
+        .backup(repository.clone(), record)
+        .restorer(BytesRestorer::default())
+        .build()
+        .unwrap();
+    restore.run(&CancellationToken::new()).await.unwrap();
+    let entries = audit::entries(&repository, &cluster(), 1).await.unwrap();
+    let told: Vec<(u64, &str, String)> =
+        entries.iter().map(|e| (e.number, e.action.as_str(), e.outcome.to_string())).collect();
+    let expected = [(1, "backup", "done"), (2, "restore", "begun"), (3, "restore", "done")];
+    assert_eq!(told, expected.map(|(n, action, outcome)| (n, action, outcome.to_owned())));
+    assert!(entries.iter().all(|entry| entry.backups == [id.clone()]));
+
+    // Several at once take turns.
+    let notes = (0..8).map(|i| {
+        let repository = repository.clone();
+        tokio::spawn(async move {
+            let act = Act::new("drill").detail("writer", i);
+            audit::note(&repository, &cluster(), act, audit::Outcome::Done).await.unwrap()
+        })
+    });
+    futures::future::try_join_all(notes).await.unwrap();
+    let report = audit::verify(&repository, &cluster(), None).await.unwrap();
+    assert_eq!((report.entries, report.findings.as_slice()), (11, [].as_slice()));
+    let head = report.head.unwrap();
+    assert_eq!(head.number, 11);
+
+    let key = |number: u64| format!("clusters/main/audit/0000000/{number:010}.json");
+    let findings = async || audit::verify(&repository, &cluster(), Some(head)).await.unwrap().findings;
+    let body = |number: u64| {
+        let mut found = Vec::new();
+        memory.tamper(&key(number), |body| {
+            found.clone_from(&body);
+            Some(body)
+        });
+        found
+    };
+    let put = async |number: u64, body: Option<&[u8]>| {
+        memory.tamper(&key(number), |_| None);
+        if let Some(body) = body {
+            repository.store().create(&key(number), Bytes::copy_from_slice(body)).await.unwrap();
+        }
+    };
+    let (third, last) = (body(3), body(11));
+    // Another word, with the digest that belongs to it: the next entry has another one.
+    let forged = String::from_utf8(third.clone()).unwrap().replace("\"restore\"", "\"list\"");
+    put(3, Some(with_digest(&forged).as_bytes())).await;
+    assert_eq!(findings().await, ["entry 4 does not follow the one before it"]);
+    put(3, Some(&third[..40])).await;
+    assert!(findings().await[0].contains("is damaged"));
+    put(3, None).await;
+    assert_eq!(findings().await, ["entry 3 is missing"]);
+    put(3, Some(&third)).await;
+    // The end is cut off: without what was seen before nobody could tell.
+    put(11, None).await;
+    assert_eq!(findings().await, ["entry 11 is missing"]);
+    assert!(audit::verify(&repository, &cluster(), None).await.unwrap().findings.is_empty());
+    audit::note(&repository, &cluster(), Act::new("backup"), audit::Outcome::Done).await.unwrap();
+    assert_eq!(findings().await, ["entry 11 is not the one that was there before"]);
+    put(11, Some(&last)).await;
+    assert!(findings().await.is_empty());
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Map;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Act, Outcome};
 use crate::codec::Zstd;
 use crate::compressor::Compressor;
 use crate::dumper::{Ctx, Dumped, Dumper, PartSink};
@@ -233,12 +234,20 @@ impl Backup {
     /// store allows. The future must be polled to its end: dropped in the middle it leaves leftovers, which
     /// a later sweep removes.
     pub async fn run(&self, cancel: &CancellationToken) -> Result<Summary> {
+        let mut act = Act::new("backup").detail("kind", self.dumper.kind());
+        let result = self.announce_and_store(&mut act, cancel).await;
+        audit::note_if_possible(&self.repository, &self.cluster, act, Outcome::of(&result)).await;
+        result
+    }
+
+    async fn announce_and_store(&self, act: &mut Act, cancel: &CancellationToken) -> Result<Summary> {
         let key = self.new_key().await?;
         let step = |what: &str| self.observer.event(&Event::Step { what: what.to_owned() });
         step("announcing the backup");
         let run =
             Run::begin(&self.repository, &self.cluster, self.dumper.kind(), self.dumper.parent()).await?;
         self.observer.event(&Event::Started { id: run.id.to_string() });
+        act.add_backup(&run.id);
         let mut summary = match self.store(&run, key, cancel).await {
             Ok(summary) => summary,
             Err(error) => {

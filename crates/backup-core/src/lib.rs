@@ -19,11 +19,13 @@ mod compressor;
 mod dumper;
 mod encryptor;
 mod error;
+mod passwd;
 mod restore;
 mod shared_writer;
 mod store;
 mod tar_reader;
 
+pub mod audit;
 pub mod codec;
 pub mod crypt;
 pub mod event;

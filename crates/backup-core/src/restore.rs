@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Act, Outcome};
 use crate::codec;
 use crate::compressor::Compressor;
 use crate::dumper::{Ctx, PartSource, Restorer};
@@ -143,6 +144,24 @@ impl Restore {
     /// Runs it. Where the backup builds on others, they are looked at before the restorer begins: a record, a key,
     /// or an object that is missing ends the restore before anything is written.
     pub async fn run(&self, cancel: &CancellationToken) -> Result<Restored> {
+        let act = || Act::new("restore").backups([&self.record.id]);
+        let note =
+            |act, outcome| audit::note_if_possible(&self.repository, &self.record.cluster, act, outcome);
+        note(act(), Outcome::Begun).await;
+        let result = self.open_and_restore(cancel).await;
+        let mut done = act();
+        if let Ok(restored) = &result {
+            for name in ["database", "databases", "data_directory"] {
+                if let Some(value) = restored.target.get(name) {
+                    done = done.detail(name, value.clone());
+                }
+            }
+        }
+        note(done, Outcome::of(&result)).await;
+        result
+    }
+
+    async fn open_and_restore(&self, cancel: &CancellationToken) -> Result<Restored> {
         let totals = Arc::new(Totals::default());
         let ancestors = self.ancestors(&totals).await?;
         let cipher = self.reading.cipher(&self.repository, &self.record).await?;

@@ -7,6 +7,7 @@
 //! first. The crate's feature `conformance` holds a suite that checks an implementation of [`Store`], and a
 //! transport that injects faults.
 
+mod classes;
 mod local;
 mod memory;
 mod object;
@@ -19,6 +20,7 @@ mod transport;
 pub mod conformance;
 
 pub use backup_core::Store;
+pub use classes::StorageClasses;
 pub use local::LocalStore;
 pub use memory::MemoryTransport;
 pub use open::{Credentials, StoreOptions, open};

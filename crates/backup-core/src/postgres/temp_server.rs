@@ -207,13 +207,7 @@ fn server_owner() -> Result<Option<(u32, u32)>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let passwd = std::fs::read_to_string("/etc/passwd").map_err(|e| Error::io("reading /etc/passwd", e))?;
-    let found = passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let ids = || Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?));
-        if fields.first() == Some(&"postgres") { ids() } else { None }
-    });
-    found.map(Some).ok_or_else(|| {
+    crate::passwd::ids_of("postgres")?.map(Some).ok_or_else(|| {
         Error::new(ErrorKind::ToolMissing, "PostgreSQL does not run as root, and there is no user postgres")
             .with_hint("install postgresql, which makes that user, or run this as another user")
     })

@@ -42,7 +42,7 @@ impl BackupId {
         time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT).to_string()
     }
 
-    fn time_of(text: &str) -> Option<Timestamp> {
+    pub(super) fn time_of(text: &str) -> Option<Timestamp> {
         let time = text.get(..16)?;
         jiff::civil::DateTime::strptime(TIME_FORMAT, time)
             .ok()?

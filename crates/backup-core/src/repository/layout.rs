@@ -28,6 +28,16 @@ pub fn index(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/index")
 }
 
+/// Folder of the marks of a cluster's backups.
+pub fn marks(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/marks")
+}
+
+/// Folder of a cluster's audit log.
+pub fn audit(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/audit")
+}
+
 /// Folder of a cluster's identities.
 pub fn identity(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/identity")

@@ -13,6 +13,7 @@ mod id;
 mod identity;
 mod keys;
 pub mod layout;
+mod marks;
 mod open;
 mod raw_digest;
 mod record;
@@ -26,13 +27,14 @@ pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
 pub(crate) use keys::{has_key, open_cipher, open_key};
+pub use marks::{Mark, Marks, Verb};
 pub use open::{Abilities, FORMAT, Repository};
 pub(crate) use raw_digest::RawHasher;
 pub use raw_digest::{Hash128, RawDigest};
-pub(crate) use record::PARTIAL;
 pub use record::{
     BackupContents, BackupRecord, BackupSummary, Digest, Encryption, Frame, ObjectRecord, PartContents,
     PartRecord, Started, State, Tool,
 };
-pub(crate) use run::Run;
+pub(crate) use record::{PARTIAL, from_json, to_json};
+pub(crate) use run::{Run, host_name};
 pub use sweep::{DEFAULT_GRACE, Swept};

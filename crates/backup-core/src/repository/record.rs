@@ -273,7 +273,7 @@ pub struct BackupContents {
 }
 
 /// As JSON that people can read, with a digest of itself in the field `blake3`.
-pub(super) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
     let failed = |e| Error::internal("a record cannot be written as JSON").caused_by(e);
     let mut value = serde_json::to_value(value).map_err(failed)?;
     let digest = own_digest(&value);
@@ -287,7 +287,7 @@ pub(super) fn to_json<T: Serialize>(value: &T) -> Result<bytes::Bytes> {
 
 /// Parses what [`to_json`] wrote. Refuses a newer format before anything else of it is looked at, and a
 /// record that does not have its own digest.
-pub(super) fn from_json<T: serde::de::DeserializeOwned>(body: &[u8], key: &str) -> Result<T> {
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(body: &[u8], key: &str) -> Result<T> {
     let damaged = |why: &dyn fmt::Display| {
         Error::new(ErrorKind::Integrity, format!("{key} is damaged: {why}"))
             .with_hint("put back a good copy of this object; the other backups are not touched by this")

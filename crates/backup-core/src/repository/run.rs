@@ -232,7 +232,7 @@ pub(super) async fn delete_leftovers(store: &dyn Store, folder: &str) -> Result<
 }
 
 /// The host's name, for records.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
