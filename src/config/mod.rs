@@ -6,11 +6,13 @@
 mod build;
 mod hooks;
 mod place;
+mod repository;
 mod schema;
 mod wal;
 mod work;
 
 pub use hooks::Hooks;
+pub use repository::CopySettings;
 pub use schema::{ClusterSettings, DEFAULT_PATHS, EncryptionSettings, Settings};
 pub use wal::{Timeline, WalListing, WalVerified, Window};
 pub use work::{BackedUp, ClusterOptions, IncrementOf, Listing, ServerOptions, WalOf, What};

@@ -35,9 +35,10 @@ pub(crate) struct Cli {
     /// Name of the cluster in the repository [default: the only one of the configuration, or main]
     #[arg(long, global = true, env = "PGARK_CLUSTER", value_name = "NAME")]
     pub(crate) cluster: Option<String>,
-    /// The repository: a folder, s3://bucket/folder, gs://bucket/folder, az://container/folder
+    /// The repository: a folder, s3://bucket/folder, gs://bucket/folder, az://container/folder (several times: it is kept
+    /// in all of them)
     #[arg(long, global = true, env = "PGARK_REPO", value_name = "URL")]
-    pub(crate) repo: Option<String>,
+    pub(crate) repo: Vec<String>,
     /// Folder of what is kept on this host from one run to the next
     /// [default: /var/lib/pgark for root, else ~/.local/state/pgark]
     #[arg(long, global = true, env = "PGARK_STATE", value_name = "FOLDER")]
@@ -220,9 +221,7 @@ impl Cli {
             Some(path) => Settings::load(&path)?,
             None => Settings::default(),
         };
-        if let Some(repo) = &self.repo {
-            settings.repository = Some(repo.clone());
-        }
+        settings.set_places(&self.repo);
         settings.state = self.state.clone().or(settings.state);
         Ok(settings)
     }
