@@ -4,6 +4,7 @@
 //! options are laid over it. `docs/configuration.md` describes the file.
 
 mod build;
+mod copies;
 mod hooks;
 mod place;
 mod repository;

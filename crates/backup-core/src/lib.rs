@@ -27,6 +27,7 @@ mod tar_reader;
 
 pub mod audit;
 pub mod codec;
+pub mod copies;
 pub mod crypt;
 pub mod event;
 pub mod logical;

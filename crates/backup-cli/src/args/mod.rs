@@ -1,12 +1,14 @@
 //! The arguments.
 
 mod backup;
+mod copy;
 mod export;
 mod load;
 mod recovery;
 mod restore;
 mod selection;
 mod server;
+mod sync;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -19,8 +21,10 @@ use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
 pub(crate) use backup::BackupArgs;
+pub(crate) use copy::CopyArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use restore::RestoreArgs;
+pub(crate) use sync::SyncArgs;
 pub(crate) use wal::WalCommand;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -85,6 +89,10 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
+    /// Copies backups to another repository, whole and verified, with what they build on
+    Copy(CopyArgs),
+    /// Fills in what a copy of the repository lacks, where it is kept in several places
+    Sync(SyncArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
@@ -138,6 +146,9 @@ pub(crate) struct VerifyArgs {
     /// Compares the stored bytes only; needs no key
     #[arg(long)]
     pub(crate) stored: bool,
+    /// Replaces what is damaged or missing in a copy of the repository by what another copy has
+    #[arg(long)]
+    pub(crate) repair: bool,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
     /// How much is done at once [default: all cores]

@@ -2,6 +2,7 @@
 
 mod backup;
 mod confirm;
+mod copy;
 mod demo;
 mod export;
 mod import;
@@ -11,6 +12,7 @@ mod list;
 mod restore;
 mod safety;
 mod show;
+mod sync;
 mod verify;
 pub(crate) mod wal;
 
@@ -36,6 +38,8 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
+        Command::Copy(args) => copy::run(&cli, args, cancel).await?,
+        Command::Sync(args) => return sync::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
         Command::Key(command) => key::run(&cli, command).await?,
         Command::Demo(args) => demo::run(&cli, args, cancel).await?,

@@ -59,10 +59,10 @@ impl Catalog {
     pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
         let copies = repository.each_copy();
         if copies.is_empty() {
-            return Self::load_one(repository, cluster, false).await;
+            return Self::load_one(repository, cluster, false, false).await;
         }
         let loads = copies.into_iter().map(|copy| async move {
-            let loaded = Self::load_one(&copy, cluster, true).await;
+            let loaded = Self::load_one(&copy, cluster, true, false).await;
             (copy, loaded)
         });
         let (mut loaded, mut failed) = (Vec::new(), None);
@@ -113,17 +113,39 @@ impl Catalog {
         }
     }
 
-    /// Where the repository has copies, the places of those that have a backup, in their order.
-    pub fn copies_with(&self, id: &BackupId) -> Option<Vec<&str>> {
-        let having = self.copies.iter().filter(|(_, catalog)| catalog.backups.contains_key(id));
-        (!self.copies.is_empty()).then(|| having.map(|(copy, _)| copy.store().location()).collect())
+    /// Where the repository has copies, the backups that not all of those have that answered, with the places of those
+    /// that do.
+    pub fn not_everywhere(&self) -> Option<BTreeMap<BackupId, Vec<String>>> {
+        let places_of = |id: &BackupId| -> Vec<String> {
+            let having = self.copies.iter().filter(|(_, catalog)| catalog.backups.contains_key(id));
+            having.map(|(copy, _)| copy.store().location().to_owned()).collect()
+        };
+        let backups = self.backups.keys().map(|id| (id.clone(), places_of(id)));
+        (!self.copies.is_empty())
+            .then(|| backups.filter(|(_, places)| places.len() < self.copies.len()).collect())
+    }
+
+    /// Reads what one place has, also backups that came there after the index was written though they are older.
+    pub(crate) async fn load_whole(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_one(repository, cluster, true, true).await
+    }
+
+    /// Whether a run was given up.
+    pub(crate) fn has_given_up(&self, id: &BackupId) -> bool {
+        self.abandoned.contains(id)
     }
 
     /// Reads what one place has. `tolerant`: a record that cannot be read is left out, since another copy has it.
-    async fn load_one(repository: &Repository, cluster: &ClusterName, tolerant: bool) -> Result<Self> {
+    /// `whole`: the index does not say which folders need not be looked at.
+    async fn load_one(
+        repository: &Repository,
+        cluster: &ClusterName,
+        tolerant: bool,
+        whole: bool,
+    ) -> Result<Self> {
         let (index, superseded) = newest_index(repository, cluster).await?;
         let (horizon, known, known_abandoned) = match index {
-            Some(index) => (Some(index.horizon), index.backups, index.abandoned),
+            Some(index) => (Some(index.horizon).filter(|_| !whole), index.backups, index.abandoned),
             None => (None, Vec::new(), Vec::new()),
         };
         let backups = known.into_iter().map(|b| (b.id.clone(), b)).collect();
@@ -194,7 +216,7 @@ impl Catalog {
     }
 
     /// Runs that were given up, as far as the catalog still looks at them.
-    pub(super) fn abandoned(&self) -> impl Iterator<Item = &BackupId> {
+    pub(crate) fn abandoned(&self) -> impl Iterator<Item = &BackupId> {
         self.abandoned.iter()
     }
 

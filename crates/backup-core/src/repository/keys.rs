@@ -24,12 +24,21 @@ pub struct Rotated {
 
 /// Names of the wrapped keys of a backup; the one that counts comes last.
 async fn key_names(repository: &Repository, folder: &str) -> Result<Vec<String>> {
-    let entries = list_sorted(&**repository.store(), folder, None).await?;
+    keys_in(&**repository.store(), folder).await
+}
+
+/// The same of a folder in a store.
+pub(crate) async fn keys_in(store: &dyn Store, folder: &str) -> Result<Vec<String>> {
+    let entries = list_sorted(store, folder, None).await?;
     let mut names: Vec<String> =
         entries.iter().map(|e| e.name().to_owned()).filter(|n| layout::is_key(n)).collect();
-    // The first one of a backup, `key.age`, is older than any with a ULID.
-    names.sort_by_key(|name| (name.starts_with("key-"), name.clone()));
+    names.sort_by_key(|name| age_of_key(name));
     Ok(names)
+}
+
+/// Sorts names of keys by age: the first one of a backup, `key.age`, is older than any with a ULID.
+pub(crate) fn age_of_key(name: &str) -> (bool, String) {
+    (name.starts_with("key-"), name.to_owned())
 }
 
 /// Whether the key of an encrypted backup is there.

@@ -18,7 +18,7 @@ use crate::store::{
 pub const FORMAT: u32 = 1;
 
 /// More than any record has, so that a wrong object is not read into memory without end.
-pub(super) const RECORD_LIMIT: usize = 256 * 1024 * 1024;
+pub(crate) const RECORD_LIMIT: usize = 256 * 1024 * 1024;
 
 /// Folder of the objects on which a store's abilities are tried.
 const PROBES: &str = "probe";
@@ -206,7 +206,7 @@ impl Repository {
     }
 
     /// Reads the record of a backup.
-    pub(super) fn parse_record(
+    pub(crate) fn parse_record(
         cluster: &ClusterName,
         id: &BackupId,
         body: &[u8],

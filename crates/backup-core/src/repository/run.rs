@@ -226,7 +226,7 @@ pub(super) async fn leftovers(store: &dyn Store, folder: &str) -> Result<Vec<Met
 }
 
 /// Deletes them; how many there were.
-pub(super) async fn delete_leftovers(store: &dyn Store, folder: &str) -> Result<u64> {
+pub(crate) async fn delete_leftovers(store: &dyn Store, folder: &str) -> Result<u64> {
     let keys: Vec<String> = leftovers(store, folder).await?.into_iter().map(|meta| meta.key).collect();
     store.delete(&keys).await.into_iter().collect::<Result<Vec<()>>>().map(|done| done.len() as u64)
 }

@@ -13,7 +13,7 @@ use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::pipeline::{CpuPool, Totals, check_stored};
-use crate::repository::{BackupId, BackupRecord, Repository, ancestors, has_key, layout};
+use crate::repository::{BackupId, BackupRecord, ClusterName, Repository, ancestors, has_key, layout};
 use crate::restore::Reading;
 
 /// How deep a verification went.
@@ -55,6 +55,9 @@ pub struct Report {
     pub raw_bytes: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// The place that was read, where the repository has several copies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
 }
 
 impl Report {
@@ -101,6 +104,7 @@ pub async fn verify(
         stored_bytes: record.objects().map(|o| o.bytes).sum(),
         raw_bytes: 0,
         findings: Vec::new(),
+        copy: None,
     };
     let work = async {
         look_at_ancestors(repository, record, &mut report).await?;
@@ -114,6 +118,63 @@ pub async fn verify(
         () = cancel.cancelled() => Err(Error::cancelled()),
         done = work => done.map(|()| report),
     }
+}
+
+/// Verifies a backup in every copy of the repository that has it; in a single place as [`verify`] does. A backup that a copy
+/// lacks is no damage: [`sync`](crate::copies::sync) brings it there.
+pub async fn verify_copies(
+    repository: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+    options: &VerifyOptions,
+    cancel: &CancellationToken,
+) -> Result<Vec<Report>> {
+    let known = repository.record(cluster, id).await?;
+    let copies = repository.copies().await?;
+    if copies.is_empty() {
+        return verify(repository, &known, options.clone(), cancel).await.map(|report| vec![report]);
+    }
+    let mut reports = Vec::new();
+    for copy in copies {
+        let (record, finding) = match copy.record(cluster, id).await {
+            Ok(record) => (record, None),
+            Err(error) if error.kind() == ErrorKind::BackupNotFound => continue,
+            Err(error) if error.kind() == ErrorKind::Integrity => {
+                let what = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
+                (known.clone(), Some(Finding { what, missing: false, why: error.to_string() }))
+            }
+            Err(error) => return Err(error.doing(format!("verifying {id} in {}", copy.store().location()))),
+        };
+        let mut report = verify(&copy, &record, options.clone(), cancel).await?;
+        report.findings.extend(finding);
+        report.copy = Some(copy.store().location().to_owned());
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// The objects that are to be repaired, by copy and key: what a verification of stored bytes found.
+pub async fn damaged_objects(
+    repository: &Repository,
+    cluster: &ClusterName,
+    reports: &[Report],
+    cancel: &CancellationToken,
+) -> Result<Vec<(String, String)>> {
+    let mut damaged = std::collections::BTreeSet::new();
+    let options = VerifyOptions { stored_only: true, ..VerifyOptions::default() };
+    for report in reports.iter().filter(|report| !report.is_good()) {
+        let mut found = vec![report.clone()];
+        if report.depth == Depth::Raw {
+            // Parts were found, not objects.
+            found.extend(verify_copies(repository, cluster, &report.id, &options, cancel).await?);
+        }
+        for one in found.into_iter().filter(|one| one.copy == report.copy) {
+            let objects =
+                one.findings.into_iter().filter(|finding| finding.what.starts_with(layout::CLUSTERS));
+            damaged.extend(objects.map(|finding| (report.copy.clone().unwrap_or_default(), finding.what)));
+        }
+    }
+    Ok(damaged.into_iter().collect())
 }
 
 /// Without what it builds on a backup cannot be restored.

@@ -87,7 +87,7 @@ impl Archive {
     }
 
     /// The folder of a file: one list finds all of it. A history has none of its own.
-    fn folder(&self, name: &WalName) -> String {
+    pub(super) fn folder(&self, name: &WalName) -> String {
         let (WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _)) = name
         else {
             return self.history_folder();

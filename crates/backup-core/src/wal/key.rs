@@ -63,15 +63,7 @@ pub(super) async fn current(
             return Ok(WalKey { id: kept.id, method: kept.method, cipher });
         }
     }
-    let making = Arc::clone(encryptor);
-    // A passphrase takes its time.
-    let made = tokio::task::spawn_blocking(move || making.new_key()).await;
-    let (cipher, wrapped) =
-        made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
-    let (id, method) = (Ulid::generate().to_string(), encryptor.name().to_owned());
-    if repository.store().create(&object(cluster, &id, &method), wrapped).await? == Created::Other {
-        return Err(Error::internal("a new name is taken already"));
-    }
+    let WalKey { id, method, cipher } = make(repository, cluster, encryptor).await?;
     let kept = Kept {
         id: id.clone(),
         made: now,
@@ -82,6 +74,24 @@ pub(super) async fn current(
     let json = serde_json::to_vec(&kept).map_err(|e| Error::internal("keeping a key").caused_by(e))?;
     // Only now: a key that nobody can open must never seal anything.
     state.write(FILE, &json)?;
+    Ok(WalKey { id, method, cipher })
+}
+
+/// Makes a key, stored sealed to the readers.
+pub(super) async fn make(
+    repository: &Repository,
+    cluster: &ClusterName,
+    encryptor: &Arc<dyn Encryptor>,
+) -> Result<WalKey> {
+    let making = Arc::clone(encryptor);
+    // A passphrase takes its time.
+    let made = tokio::task::spawn_blocking(move || making.new_key()).await;
+    let (cipher, wrapped) =
+        made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
+    let (id, method) = (Ulid::generate().to_string(), encryptor.name().to_owned());
+    if repository.store().create(&object(cluster, &id, &method), wrapped).await? == Created::Other {
+        return Err(Error::internal("a new name is taken already"));
+    }
     Ok(WalKey { id, method, cipher })
 }
 

@@ -4,6 +4,7 @@
 //! `restore_command` runs; [`Archive`] is what lies between them in a repository, and [`Inventory`] says from which backup which moments can be reached.
 
 mod archive;
+mod copy;
 mod destination;
 mod fetch;
 mod history;
@@ -22,6 +23,7 @@ mod seal;
 mod verify;
 
 pub use archive::{Archive, StoredHistory};
+pub(crate) use copy::{WalCopy, Written};
 pub use destination::Destination;
 pub use fetch::{Asking, Fetcher};
 pub use history::{History, Switch};
@@ -34,3 +36,11 @@ pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
 pub use receive::Receiver;
 pub use verify::{WalFinding, WalReport};
+
+/// The digest of a stored object of WAL, as its name says it.
+pub(crate) fn digest_in(name: &str) -> Option<ShortDigest> {
+    match name.strip_suffix(".history") {
+        Some(history) => history.split_once('-').and_then(|(_, digest)| ShortDigest::parse(digest)),
+        None => Piece::parse(name).map(|piece| piece.stored),
+    }
+}
