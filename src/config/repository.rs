@@ -152,32 +152,23 @@ impl Settings {
 
     /// Opens the store of the repository: of all its places.
     pub fn store(&self) -> Result<Arc<dyn Store>> {
-        self.replicas().map(|stores| match stores {
-            Stores::One(store) => store,
-            Stores::Several(replicas) => Arc::new(replicas),
-        })
-    }
-
-    pub(super) fn replicas(&self) -> Result<Stores> {
         let mut stores =
             self.places().iter().map(|(url, options)| open(url, options)).collect::<Result<Vec<_>>>()?;
         if self.repository.is_none() {
             return Err(Error::new(ErrorKind::Usage, "no repository is given")
                 .with_hint("give --repo URL (or PGARK_REPO), or url in [repository] of pgark.toml"));
         }
-        Ok(match (stores.len(), stores.pop()) {
-            (1, Some(only)) => Stores::One(only),
-            (_, last) => {
-                Stores::Several(Replicas::new(stores.into_iter().chain(last).collect(), self.min_copies)?)
-            }
-        })
+        if stores.len() == 1
+            && let Some(only) = stores.pop()
+        {
+            return Ok(only);
+        }
+        let replicas = Replicas::new(stores, self.min_copies)?;
+        Ok(Arc::new(match self.patience {
+            Some(patience) => replicas.patience(patience),
+            None => replicas,
+        }))
     }
-}
-
-/// The store of a repository in one place, or in several.
-pub(super) enum Stores {
-    One(Arc<dyn Store>),
-    Several(Replicas),
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backup_core::logical::Selection;
 use backup_core::postgres::Via;
@@ -111,6 +112,8 @@ pub struct Settings {
     pub copies: Vec<CopySettings>,
     /// How many places must have what is written; all but one by default.
     pub min_copies: Option<usize>,
+    /// How long one of several places may take for one request; 2 minutes by default.
+    pub patience: Option<Duration>,
     /// Keys.
     pub encryption: EncryptionSettings,
     /// How much is done at once.

@@ -1,5 +1,8 @@
 //! Who copies a backup: two at once must not mix what they write.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use jiff::{SignedDuration, Timestamp};
 use rustix::process::{Pid, test_kill_process};
 use serde_json::{Map, Value};
@@ -16,10 +19,24 @@ const GRACE: SignedDuration = SignedDuration::from_hours(24);
 /// The field that says how it is copied.
 const HOW: &str = "copied";
 
+/// What this process is at work on: what it announced and is not in here is over.
+static AT_WORK: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn at_work() -> MutexGuard<'static, BTreeSet<String>> {
+    AT_WORK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The announcement of a copy.
 pub(super) struct Announced {
     key: String,
     body: bytes::Bytes,
+    work: String,
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        at_work().remove(&self.work);
+    }
 }
 
 /// Announces that this process copies a backup to a repository. What another one left that died is thrown away, unless
@@ -41,7 +58,12 @@ pub(super) async fn announce(to: &Repository, record: &BackupRecord, how: &str) 
         other: Map::from_iter([(HOW.to_owned(), Value::from(how))]),
     };
     let store = &**to.store();
-    let announced = Announced { key, body: to_json(&announcement)? };
+    let work = format!("{} {key}", to.id());
+    let busy = !at_work().insert(work.clone());
+    if busy {
+        return Err(Error::new(ErrorKind::Conflict, format!("this process copies backup {} there already", record.id)));
+    }
+    let announced = Announced { key, body: to_json(&announcement)?, work };
     for _ in 0..3 {
         if store.create(&announced.key, announced.body.clone()).await? != Created::Other {
             return Ok(announced);
@@ -75,9 +97,10 @@ pub(super) const SEALED_ANEW: &str = "sealed anew";
 /// A process of this host that is no more.
 fn is_dead(started: &Started) -> bool {
     let pid = i32::try_from(started.process).ok().and_then(Pid::from_raw);
+    // Of this process only one copy is at work, and that is the one that asks.
     started.host == host_name()
-        && started.process != std::process::id()
-        && pid.is_none_or(|pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+        && (started.process == std::process::id()
+            || pid.is_none_or(|pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH)))
 }
 
 impl Announced {

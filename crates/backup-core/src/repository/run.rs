@@ -188,7 +188,18 @@ pub(super) async fn abandon(repository: &Repository, cluster: &ClusterName, id: 
         },
     };
     let key = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
-    match repository.store().create(&key, to_json(&record)?).await? {
+    let created = match repository.store().create(&key, to_json(&record)?).await {
+        // Of several copies those that answered have it. Nothing is deleted in the others.
+        Err(error) if !repository.store().copies().is_empty() => {
+            let found = repository.record_if_there(cluster, id).await;
+            return match found {
+                Ok(Some(record)) => Ok(record.state == State::Abandoned),
+                _ => Err(error),
+            };
+        }
+        created => created?,
+    };
+    match created {
         Created::New | Created::Same => Ok(true),
         Created::Other => {
             let found = repository.record_if_there(cluster, id).await?;
