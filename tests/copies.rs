@@ -327,7 +327,7 @@ async fn damage_is_repaired_from_another_copy() {
         let mut options = VerifyOptions::default();
         options.stored_only = true;
         let report = verify(&alone, &record, options, &CancellationToken::new()).await.unwrap();
-        damaged.extend(report.findings.into_iter().map(|found| (format!("copy {at}"), found.what)));
+        damaged.extend(report.findings.into_iter().map(|found| (format!("copy {at}"), found.key.unwrap())));
     }
     assert_eq!(damaged.len(), 4, "{damaged:?}");
     let repairs = repair(&places.repository().await, &main_cluster(), &damaged).await.unwrap();

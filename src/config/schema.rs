@@ -10,9 +10,11 @@ use backup_storage::StoreOptions;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::drill::{DrillSettings, DrillTable};
 use super::hooks::Hooks;
 use super::place;
 use super::repository::{CopySettings, CopyTable, RepositoryTable};
+use super::retention::{RetentionSettings, RetentionTable};
 
 /// Where the file is looked for when none is named: the first that exists.
 pub const DEFAULT_PATHS: &[&str] = &["pgark.toml", "/etc/pgark/pgark.toml"];
@@ -33,6 +35,9 @@ struct File {
     restore: RestoreTable,
     #[serde(default)]
     host: HostTable,
+    retention: Option<Spanned<RetentionTable>>,
+    #[serde(default)]
+    drill: DrillTable,
     #[serde(default)]
     cluster: BTreeMap<Spanned<String>, ClusterTable>,
 }
@@ -74,6 +79,7 @@ struct ClusterTable {
     via: Option<Spanned<String>>,
     #[serde(default)]
     select: Selection,
+    retention: Option<Spanned<RetentionTable>>,
 }
 
 /// How a frontend encrypts and decrypts.
@@ -98,6 +104,8 @@ pub struct ClusterSettings {
     pub via: Option<Via>,
     /// What of its database is dumped.
     pub select: Selection,
+    /// Which of its backups stay, where it has rules of its own.
+    pub retention: Option<RetentionSettings>,
 }
 
 /// Everything that a frontend needs to know.
@@ -126,6 +134,10 @@ pub struct Settings {
     pub hooks: Hooks,
     /// Folder of what is kept on this host from one run to the next.
     pub state: Option<PathBuf>,
+    /// Which backups stay.
+    pub retention: Option<RetentionSettings>,
+    /// Drills.
+    pub drill: DrillSettings,
     /// Goes before what the file says of a cluster.
     pub via: Option<Via>,
     /// The clusters of the file.
@@ -195,11 +207,19 @@ impl Settings {
         settings.pg_bin = file.backup.pg_bin.map(|p| below(&p));
         settings.hooks = Hooks { before: file.restore.before, after: file.restore.after };
         settings.state = file.host.state.map(|p| below(&p));
+        let retention = |table: Option<Spanned<RetentionTable>>| {
+            table.map(|table| RetentionTable::settings(table, &at)).transpose()
+        };
+        settings.retention = retention(file.retention)?;
+        settings.drill = file.drill.settings(below);
         for (cluster, table) in file.cluster {
             let name: ClusterName = cluster.get_ref().parse().map_err(|e| at(cluster.span(), &e))?;
             let via =
                 table.via.map(|via| via.get_ref().parse().map_err(|e| at(via.span(), &e))).transpose()?;
-            settings.clusters.insert(name, ClusterSettings { db: table.db, via, select: table.select });
+            let retention = retention(table.retention)?;
+            settings
+                .clusters
+                .insert(name, ClusterSettings { db: table.db, via, select: table.select, retention });
         }
         Ok(settings)
     }
@@ -255,6 +275,14 @@ mod tests {
             ("[cluster.\"a/b\"]\ndb = \"\"\n", 1, "name for a cluster"),
             ("[cluster.a]\ndb = \"\"\nvia = \"podman:x\"\n", 3, "\"podman\" is not known"),
             ("[repository]\nsse = \"rot13\"\n", 2, "sse is"),
+            ("[retention]\nkeep_lots = 7\n", 2, "keep_lots"),
+            ("[retention]\nkeep_daily = -7\n", 2, "u32"),
+            ("[retention]\n\nkeep_within = \"6m\"\n", 3, "months are mo"),
+            ("[retention]\nkeep_last = 1\nrecovery_window = \"soon\"\n", 3, "not a length of time"),
+            ("[retention]\nkeep_last = 1\ntime_zone = \"Mars/Olympus\"\n", 3, "Mars/Olympus"),
+            ("[retention]\nkeep_last = 1\nmax_share = 101\n", 3, "percent"),
+            ("[retention]\nminimum = 3\n", 1, "no rule"),
+            ("[cluster.a]\ndb = \"\"\n[cluster.a.retention]\nkeep_weekly = 0\n", 4, "at least 1"),
             ("[backup\n", 1, ""),
         ] {
             let error = parse(text).unwrap_err();

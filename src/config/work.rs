@@ -11,6 +11,7 @@ use backup_core::postgres::ConnInfo;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName};
 use backup_core::wal::Archive;
 use backup_core::{Backup, BackupBuilder, CancellationToken, Error, Repository, Result, Summary};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Settings;
@@ -41,6 +42,10 @@ pub struct Listing {
     /// that do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_everywhere: Option<BTreeMap<BackupId, Vec<String>>>,
+    /// Backups that are pinned.
+    pub pinned: Vec<BackupId>,
+    /// Backups, and what is left of some, that a prune is about to remove, or did not remove to the end.
+    pub being_removed: Vec<BackupId>,
 }
 
 /// What is backed up.
@@ -229,11 +234,19 @@ impl Settings {
     pub async fn list(&self, cluster: &ClusterName) -> Result<Listing> {
         let repository = self.open_repository().await?;
         let catalog = Catalog::load(&repository, cluster).await?;
+        let ids = |holds: &dyn Fn(&BackupId) -> bool| -> Vec<BackupId> {
+            catalog.backups().map(|backup| &backup.id).filter(|id| holds(id)).cloned().collect()
+        };
+        let now = Timestamp::now();
+        let mut being_removed = ids(&|id| catalog.is_being_removed(id));
+        being_removed.extend(catalog.half_removed().iter().cloned());
         Ok(Listing {
             cluster: cluster.clone(),
             backups: catalog.backups().cloned().collect(),
             unfinished: catalog.unfinished().iter().map(|u| u.id.clone()).collect(),
             not_everywhere: catalog.not_everywhere(),
+            pinned: ids(&|id| catalog.marks().pin(id, now).is_some()),
+            being_removed,
         })
     }
 }

@@ -51,6 +51,10 @@ impl<T: Transport> Transport for Counting<T> {
         self.add().list(folder, after, token).await
     }
 
+    async fn walk(&self, folder: &str, token: Option<String>) -> Result<Option<Page>> {
+        self.add().walk(folder, token).await
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         self.add().delete(key).await
     }

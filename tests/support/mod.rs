@@ -18,6 +18,7 @@ pub mod dice;
 pub mod logical;
 pub mod physical;
 pub mod round_trip;
+pub mod shelf;
 
 use std::path::Path;
 use std::sync::Arc;

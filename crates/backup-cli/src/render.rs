@@ -61,6 +61,7 @@ fn advice(error: &Error) -> Option<&str> {
         ErrorKind::StoreDenied | ErrorKind::BucketMissing | ErrorKind::WrongRegion => {
             "check the repository's URL and what its credentials may do"
         }
+        ErrorKind::Attention => "do what stands above",
         ErrorKind::Partial => "put right what stands above, and do the rest again",
         ErrorKind::DiskFull => "free some space, or use another place",
         ErrorKind::Io => "check that the path is right, and the disk in order",

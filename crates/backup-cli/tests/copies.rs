@@ -83,7 +83,11 @@ async fn wal_goes_where_there_is_a_copy() {
     bring_back(&pgark, "b");
 
     let report = pgark.json(&[&["sync"], &both[..]].concat());
-    assert_eq!((&report["good"], report["sync"]["copies"][0]["objects"].as_u64() > Some(0)), (&true.into(), true), "{report}");
+    assert_eq!(
+        (&report["good"], report["sync"]["copies"][0]["objects"].as_u64() > Some(0)),
+        (&true.into(), true),
+        "{report}"
+    );
     for place in [&a, &b] {
         for name in &names {
             let (code, bytes) = fetch(name, &["--repo", place]);
@@ -104,11 +108,17 @@ async fn a_database_comes_back_from_each_copy() {
         "[repository]\nurl = \"a\"\n[copy.second]\nurl = \"b\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n"
     );
     let config = pgark.write("pgark.toml", &config);
-    let with = |args: &[&str]| [&["--config", &config][..], args].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let with = |args: &[&str]| {
+        [&["--config", &config][..], args].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
     let json = |args: &[&str]| pgark.json(&with(args).iter().map(String::as_str).collect::<Vec<_>>());
     let db = server.url("shop");
     let first = json(&["backup", "--db", &db]);
-    assert_eq!((&first["new_repository"], &first["backup"]["copies"]["whole"]), (&true.into(), &2.into()), "{first}");
+    assert_eq!(
+        (&first["new_repository"], &first["backup"]["copies"]["whole"]),
+        (&true.into(), &2.into()),
+        "{first}"
+    );
     take_away(&pgark, "b");
     let second = json(&["backup", "--db", &db]);
     assert_eq!(second["backup"]["copies"]["whole"], 1, "{second}");
@@ -148,10 +158,14 @@ async fn a_database_comes_back_from_each_copy() {
     }
     // For other readers, in another repository.
     let (other, other_recipient) = pgark.key("other.txt");
-    let copied = json(&["copy", "--all", "--to", &pgark.place("c"), "--re-encrypt", "--recipient", &other_recipient]);
+    let copied =
+        json(&["copy", "--all", "--to", &pgark.place("c"), "--re-encrypt", "--recipient", &other_recipient]);
     assert_eq!(copied["copied"]["backups"].as_array().unwrap().len(), 2, "{copied}");
     let c = pgark.place("c");
-    pgark.fails(&["restore", id, "--repo", &c, "--identity", &identity, "--into", &server.url("no")], ErrorKind::WrongKey);
+    pgark.fails(
+        &["restore", id, "--repo", &c, "--identity", &identity, "--into", &server.url("no")],
+        ErrorKind::WrongKey,
+    );
     let into = server.url("from_c");
     pgark.json(&["restore", id, "--repo", &c, "--identity", &other, "--into", &into]);
     assert_eq!(fingerprint(&source).await, fingerprint(&connect(&into).await).await);
@@ -160,7 +174,12 @@ async fn a_database_comes_back_from_each_copy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_they_go_on() {
     let server = server();
-    sql(&server, "postgres", "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 30) AS x FROM generate_series(1, 40000) i").await;
+    sql(
+        &server,
+        "postgres",
+        "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 30) AS x FROM generate_series(1, 40000) i",
+    )
+    .await;
     let pgark = Pgark::new();
     let (a, b, c) = (pgark.place("a"), pgark.place("b"), pgark.place("c"));
     let (identity, recipient) = pgark.key("key.txt");
@@ -176,7 +195,19 @@ async fn killed_at_any_moment_they_go_on() {
         .collect();
     let (_, other) = pgark.key("other.txt");
     let sync: Vec<&str> = vec!["sync", "--repo", &a, "--repo", &b];
-    let copy = vec!["copy", "--all", "--repo", &a, "--to", &c, "--re-encrypt", "--recipient", &other, "--identity", &identity];
+    let copy = vec![
+        "copy",
+        "--all",
+        "--repo",
+        &a,
+        "--to",
+        &c,
+        "--re-encrypt",
+        "--recipient",
+        &other,
+        "--identity",
+        &identity,
+    ];
     pgark.text(&["init", "--repo", &a, "--repo", &b]);
     let mut dice = Dice::new();
     for (args, place, key) in [(sync, &b, "key.txt"), (copy, &c, "other.txt")] {

@@ -28,9 +28,11 @@ enum Harm {
     Lost,
     /// It is the object of another backup.
     Swapped,
+    /// Nothing is in it.
+    Empty,
 }
 
-const HARMS: [Harm; 4] = [Harm::Bit, Harm::Cut, Harm::Lost, Harm::Swapped];
+const HARMS: [Harm; 5] = [Harm::Bit, Harm::Cut, Harm::Lost, Harm::Swapped, Harm::Empty];
 
 /// Harms an object, and mends it when it is dropped.
 struct Harmed {
@@ -52,6 +54,7 @@ impl Harmed {
             Harm::Bit => bytes[at] ^= 1 << dice.below(8),
             Harm::Cut => bytes.truncate(at),
             Harm::Swapped => bytes = std::fs::read(other).unwrap(),
+            Harm::Empty => bytes.clear(),
             Harm::Lost => {}
         }
         assert!(harm == Harm::Lost || bytes != whole);
@@ -176,7 +179,7 @@ async fn every_object_of_a_backup() {
             }
             for harm in HARMS {
                 // Each is tried on the backup itself; on ancestors those that are found otherwise.
-                if harmed != restored && [Harm::Cut, Harm::Bit].contains(&harm) {
+                if harmed != restored && [Harm::Cut, Harm::Bit, Harm::Empty].contains(&harm) {
                     continue;
                 }
                 let _mended = Harmed::new(path, &of(other, kind), harm, &mut dice);
@@ -345,4 +348,157 @@ async fn every_piece_that_was_received() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
+}
+
+/// The one object below a folder whose name ends so.
+fn the_object(host: &Host, folder: &str, end: &str) -> PathBuf {
+    let found: Vec<String> = host.files(folder).into_iter().filter(|name| name.ends_with(end)).collect();
+    host.path(folder).join(found.last().unwrap_or_else(|| panic!("nothing ends with {end} in {folder}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_object_of_a_logical_backup_and_of_the_cluster() {
+    let mut dice = Dice::new();
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    sql(&server, "postgres", &support::sample(500)).await;
+    let rows =
+        "CREATE TABLE large AS SELECT n, repeat(md5(n::text), 40) AS x FROM generate_series(1, 8000) n";
+    sql(&server, "postgres", rows).await;
+    let ids: Vec<String> =
+        (0..2).map(|_| host.back_up_with(&server, &[])["id"].as_str().unwrap().to_owned()).collect();
+    host.back_up(&server);
+    archived(&server).await;
+    sql(&server, "postgres", "DELETE FROM large WHERE n = 1").await;
+    archived(&server).await;
+    assert_eq!(host.json(&["verify", "--all"])["good"], true);
+
+    let of = |id: &str, end: &str| the_object(&host, &format!("repo/clusters/main/backups/{id}"), end);
+    // As the user of this test: a build for tests finds the words of age's errors in the folder of its sources.
+    let config = host.place("pgark.toml");
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pgark"));
+        command.arg("--config").arg(&config).args(args).env_remove("PGARK_CONFIG").output().unwrap()
+    };
+    let mut wrong = Vec::new();
+    let kinds = [".toc.zst.age", ".copy.zst.age", ".pack.zst.age", ".blobs.zst.age", "contents.json.zst.age"];
+    for end in kinds.into_iter().chain(["key.age", "backup.json"]) {
+        let (path, other) = (of(&ids[1], end), of(&ids[0], end));
+        let file = path.file_name().unwrap().to_str().unwrap().to_owned();
+        for harm in HARMS {
+            let _mended = Harmed::new(&path, &other, harm, &mut dice);
+            let what = format!("{harm:?} {end}");
+            let part = format!("part {} ", file.split('.').next().unwrap().trim_start_matches('0'));
+            let which = if end == "backup.json" { "--all" } else { &ids[1] };
+            let names = [&file, part.as_str(), "the key of backup"];
+            told(&run(&["verify", which]), &names, &format!("verify, {what}"), &mut wrong);
+            if ![Harm::Bit, Harm::Swapped].contains(&harm) {
+                continue;
+            }
+            // A restore fails, or it does not begin.
+            let into = server.url("restored");
+            let restore = run(&["restore", &ids[1], "--into", &into]);
+            if restore.status.success() {
+                wrong.push(format!("restore, {what}: {}", said(&restore)));
+            }
+            sql(&server, "postgres", "DROP DATABASE IF EXISTS restored WITH (FORCE)").await;
+        }
+    }
+    // What is of no one backup. An index is a cache, the name of a mark says it all, and an announcement is of no use
+    // any more; but that they are not what was written is told.
+    let cluster = "repo/clusters/main";
+    for (folder, end) in
+        [("identity", ".json"), ("index", ".json.zst"), ("marks", ".json"), ("wal/keys", ".age")]
+    {
+        let path = the_object(&host, &format!("{cluster}/{folder}"), end);
+        let file = path.file_name().unwrap().to_str().unwrap();
+        let key = file.split('.').next().unwrap();
+        for harm in [Harm::Bit, Harm::Cut, Harm::Empty, Harm::Lost] {
+            if harm == Harm::Lost && folder != "wal/keys" {
+                continue;
+            }
+            let _mended = Harmed::new(&path, &path, harm, &mut dice);
+            let verified = run(&["verify", "--all"]);
+            told(&verified, &[file, key], &format!("verify, {harm:?} {folder}"), &mut wrong);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let whole = run(&["verify", "--all"]);
+    assert!(whole.status.success(), "{}", said(&whole));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_verified() {
+    let host = Pgark::new().with("PGARK_REPO", "repo");
+    let server = server_with(&TempServerOptions::default());
+    let url = server.url("postgres");
+    for n in 0..40 {
+        sql(&server, "postgres", &format!("CREATE TABLE t{n} AS SELECT n FROM generate_series(1, 9000) n"))
+            .await;
+    }
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let made = host.json(&["backup", "--db", &url]);
+        ids.push(made["backup"]["id"].as_str().unwrap().to_owned());
+    }
+    let marks = |host: &Pgark| host.files("repo/clusters/main/marks");
+    // Samples: others each time, the same with the same seed; they mark nothing.
+    let sampled = host.json(&["verify", "--all", "--sample", "5%"]);
+    assert_eq!((&sampled["good"], &sampled["checked"]), (&Value::Bool(true), &Value::from(2)));
+    let seed = sampled["sample"]["seed"].to_string();
+    let again = host.json(&["verify", "--all", "--sample", "5%", "--seed", &seed]);
+    let objects = |answer: &Value, n: usize| answer["backups"][n]["objects"].as_u64().unwrap();
+    assert_eq!(sampled["backups"][0]["stored_bytes"], again["backups"][0]["stored_bytes"]);
+    let whole = host.json(&["verify", "--since", "1h"]);
+    for n in [0, 1] {
+        assert!(objects(&sampled, n) >= 2 && objects(&sampled, n) < objects(&whole, n), "{sampled:#}");
+    }
+    let found = marks(&host);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().all(|name| name.ends_with(".verified-raw.json")), "{found:?}");
+    // All of them were verified a moment ago, and made since an hour.
+    assert_eq!(host.json(&["verify", "--not-verified-since", "1h"])["checked"], 0);
+    assert_eq!(host.json(&["verify", "--since", "2100-01-01T00:00:00Z"])["checked"], 0);
+    // One that is damaged is marked; a good look at its stored bytes alone does not take that back.
+    let folder = host.path("repo/clusters/main/backups").join(&ids[1]);
+    let contents = folder.join("contents.json.zst");
+    let whole = std::fs::read(&contents).unwrap();
+    std::fs::write(&contents, &whole[1..]).unwrap();
+    let text = host.run(&["verify", "--all"]);
+    assert_eq!(text.status.code(), Some(50));
+    assert!(
+        said(&text).contains("checked 2 backups: 1 good, 1 not; 1 damaged, 0 missing"),
+        "{}",
+        said(&text)
+    );
+    std::fs::write(&contents, &whole).unwrap();
+    let of_second = |host: &Pgark| {
+        let of_it = marks(host).into_iter().filter(|name| name.contains(&ids[1]));
+        of_it.map(|name| name.rsplit('.').nth(1).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    host.json(&["verify", "--all", "--stored"]);
+    assert_eq!(of_second(&host), ["verified-raw", "damaged"]);
+    host.json(&["verify", "--all"]);
+    assert_eq!(of_second(&host), ["verified-raw", "damaged", "verified-raw"]);
+    // One that ended behind the first backup goes on with the second.
+    let state: Vec<String> =
+        host.files("state").into_iter().filter(|name| name.ends_with("/verified")).collect();
+    assert_eq!(state, [""; 0], "{state:?}");
+    let place = std::fs::read_dir(host.path("state")).unwrap().flatten().next().unwrap().path().join("main");
+    std::fs::write(place.join("verified"), format!("raw\n{}\n", ids[0])).unwrap();
+    let resumed = host.json(&["verify", "--all", "--resume"]);
+    assert_eq!(
+        (&resumed["resumed"], &resumed["backups"][0]["id"]),
+        (&Value::from(1), &Value::from(ids[1].as_str()))
+    );
+    assert_eq!(host.json(&["verify", "--all", "--resume"])["resumed"], 0);
+    std::fs::write(place.join("verified"), format!("stored\n{}\n", ids[0])).unwrap();
+    assert_eq!(host.json(&["verify", "--all", "--resume"])["resumed"], 0, "stored bytes are not all");
+    // Who may not write marks can verify.
+    std::fs::remove_dir_all(host.path("repo/clusters/main/marks")).unwrap();
+    std::fs::write(host.path("repo/clusters/main/marks"), b"").unwrap();
+    let verified = host.run(&["verify"]);
+    assert!(verified.status.success(), "{}", said(&verified));
+    assert!(said(&verified).contains("was not marked"), "{}", said(&verified));
 }

@@ -7,6 +7,7 @@ mod cli;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use cli::{Pgark, said};
 use pgark::ErrorKind;
@@ -149,6 +150,29 @@ async fn from_init_to_restore() {
             said(&output)
         );
     }
+    the_audit_log_tells(&pgark, &repo);
+}
+
+/// Who did what, and that nobody took it back.
+fn the_audit_log_tells(pgark: &Pgark, repo: &str) {
+    let log = pgark.json(&["audit", "list", "--repo", repo]);
+    let actions: Vec<String> = (log["entries"].as_array().unwrap().iter())
+        .map(|e| format!("{} {}", e["action"].as_str().unwrap(), e["outcome"].as_str().unwrap()))
+        .collect();
+    let restored = ["restore begun", "restore done"];
+    assert_eq!(actions[..3], [&["backup done"], &restored[..]].concat());
+    assert_eq!((&log["entries"][2]["details"]["database"], actions.len()), (&"restored".into(), 7));
+    let text = pgark.text(&["audit", "list", "--last", "1", "--repo", repo]);
+    assert!(
+        text.lines().count() == 1 && text.contains(" backup ") && text.contains("kind=logical"),
+        "{text}"
+    );
+    assert!(pgark.text(&["audit", "verify", "--repo", repo]).contains("7 entries"));
+    std::fs::remove_file(Path::new(repo).join("clusters/main/audit/0000000/0000000007.json")).unwrap();
+    let cut = pgark.run(&["audit", "verify", "--repo", repo, "--json"]);
+    assert_eq!(cut.status.code(), Some(50), "{}", said(&cut));
+    let cut: Value = serde_json::from_slice(&cut.stdout).unwrap();
+    assert_eq!((&cut["seen"], &cut["findings"][0]), (&7.into(), &"entry 7 is missing".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -375,4 +399,67 @@ async fn increments_are_made_listed_and_restored() {
     pgark.json(&["restore", small, "--repo", &repo, "--target-dir", &target.display().to_string()]);
     let copy = server.start_on(&target).unwrap();
     assert_eq!(fingerprint(&source).await, fingerprint(&connect(&copy.url("postgres")).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_would_fail_and_what_to_do() {
+    let server = sampled().await;
+    let pgark = Pgark::new();
+    let (repo, db) = (pgark.place("repo"), server.url("postgres"));
+    let check = |args: &[&str]| {
+        let output = pgark.run(&[&["check", "--repo", &repo, "--json"], args].concat());
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        let bad: Vec<String> = (report["checks"].as_array().unwrap().iter())
+            .filter(|check| check["level"] == "bad")
+            .map(|check| format!("{} {}", check["found"].as_str().unwrap(), check["mend"]))
+            .collect();
+        assert_eq!(output.status.code(), Some(if bad.is_empty() { 0 } else { 47 }), "{}", said(&output));
+        bad
+    };
+    assert_eq!(check(&["--db", &db]), Vec::<String>::new(), "the first backup makes the repository");
+    let backup = pgark.json(&["backup", "--repo", &repo, "--db", &db]);
+    assert_eq!(check(&["--db", &db, "--physical", "--logical"]), Vec::<String>::new());
+
+    // A role that may read nothing, and may not replicate.
+    sql(&server, "postgres", "CREATE ROLE poor LOGIN PASSWORD 'x'; CREATE TABLE hidden (a int)").await;
+    sql(&server, "postgres", "ALTER TABLE hidden ENABLE ROW LEVEL SECURITY").await;
+    let poor = format!("{db} user=poor password=x");
+    let bad = check(&["--db", &poor, "--physical", "--logical"]).join("\n");
+    for words in ["GRANT pg_read_all_data TO poor", "ALTER ROLE poor REPLICATION"] {
+        assert!(bad.contains(words), "{bad}");
+    }
+    sql(&server, "postgres", "GRANT pg_read_all_data TO poor").await;
+    let bad = check(&["--db", &poor]).join("\n");
+    assert!(bad.contains("row security hides rows of 1 tables") && !bad.contains("GRANT"), "{bad}");
+
+    // More tables than the server has room for locks.
+    sql(
+        &server,
+        "postgres",
+        "DO $$BEGIN FOR i IN 1..700 LOOP EXECUTE format('CREATE TABLE many_%s ()', i); IF \
+        i % 100 = 0 THEN COMMIT; END IF; END LOOP; END$$",
+    )
+    .await;
+    let room = &sql(
+        &server,
+        "postgres",
+        "SELECT current_setting('max_locks_per_transaction')::int * \
+        current_setting('max_connections')::int",
+    )
+    .await[0][0]
+        .clone()
+        .unwrap();
+    let warned = pgark.text(&["check", "--repo", &repo, "--db", &db]);
+    assert!(warned.contains(&format!("room for {room} locks")), "{warned}");
+
+    // A backup that was found damaged, and a server that is not there.
+    let id = backup["backup"]["id"].as_str().unwrap();
+    let repository =
+        pgark::Repository::open(pgark::open_store(&repo, &pgark::StoreOptions::default()).unwrap());
+    let cluster = pgark::repository::ClusterName::default();
+    let damaged = pgark::repository::Verb::Damaged;
+    repository.await.unwrap().mark(&cluster, &id.parse().unwrap(), damaged, None).await.unwrap();
+    let bad = check(&["--db", "host=127.0.0.1 port=1 connect_timeout=2 user=x dbname=x"]).join("\n");
+    assert!(bad.contains(id) && bad.contains("127.0.0.1"), "{bad}");
 }

@@ -4,6 +4,7 @@
 //! what is there now; and a store with object lock lets nobody cut.
 
 use std::fmt;
+use std::str::FromStr;
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -125,13 +126,34 @@ pub struct Entry {
     pub other: Map<String, Value>,
 }
 
-/// The last entry of a log. Kept somewhere else, it shows whether the end was cut off since.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The last entry of a log. Kept somewhere else, it shows whether the end was cut off since. As text it is
+/// `<number>:<digest>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Head {
     /// Its number.
     pub number: u64,
     /// BLAKE3 of its object.
     pub digest: Digest,
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.number, self.digest)
+    }
+}
+
+impl FromStr for Head {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = text.trim().split_once(':').and_then(|(number, digest)| {
+            Some(Self { number: number.parse().ok()?, digest: digest.parse().ok()? })
+        });
+        parsed.ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{text:?} is no entry of an audit log"))
+                .with_hint("it looks like 12:af13…, with a digest of 64 digits; pgark audit verify prints it")
+        })
+    }
 }
 
 /// What a verification of a log found.

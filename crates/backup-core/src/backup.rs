@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
 use crate::pipeline::{CpuPool, FirstError, MemoryPlan, PipelineOptions, Sink, SinkParts, Totals};
 use crate::repository::{
-    BackupContents, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption, FORMAT,
-    PartContents, PartRecord, Repository, Run, State, Swept, Tool, ancestors, layout,
+    BackupContents, BackupId, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption,
+    FORMAT, PartContents, PartRecord, Repository, Run, State, Swept, Tool, Verb, ancestors, layout,
 };
 use crate::store::{Kept, Store};
 
@@ -37,6 +37,7 @@ pub struct Backup {
     label: Option<String>,
     grace: Duration,
     sweep: bool,
+    pin: Option<Verb>,
 }
 
 /// What a backup run made.
@@ -72,6 +73,7 @@ pub struct BackupBuilder {
     label: Option<String>,
     grace: Option<Duration>,
     keep_leftovers: bool,
+    pin: Option<Verb>,
 }
 
 impl BackupBuilder {
@@ -152,6 +154,13 @@ impl BackupBuilder {
         self
     }
 
+    /// Keeps it whatever the retention rules say: until then, or for ever.
+    #[must_use]
+    pub fn pin(mut self, until: Option<Timestamp>) -> Self {
+        self.pin = Some(Verb::Pin(until));
+        self
+    }
+
     /// How long another run may store nothing before it is swept; 24 hours.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
@@ -212,8 +221,16 @@ impl BackupBuilder {
             label: self.label,
             grace: self.grace.unwrap_or(DEFAULT_GRACE),
             sweep,
+            pin: self.pin,
         })
     }
+}
+
+fn removed_meanwhile(parent: &BackupId) -> Error {
+    let message =
+        format!("backup {parent}, or one that it builds on, was removed while an increment of it was made");
+    Error::new(ErrorKind::BackupNotFound, message)
+        .with_hint("make the backup again: without --from it builds on another one, or is a full one")
 }
 
 fn missing(what: &str) -> Error {
@@ -248,7 +265,15 @@ impl Backup {
             Run::begin(&self.repository, &self.cluster, self.dumper.kind(), self.dumper.parent()).await?;
         self.observer.event(&Event::Started { id: run.id.to_string() });
         act.add_backup(&run.id);
-        let mut summary = match self.store(&run, key, cancel).await {
+        let stored = match self.dumper.parent() {
+            Some(parent) => self.look_for_removal(&run, &parent).await,
+            None => Ok(()),
+        };
+        let stored = match stored {
+            Ok(()) => self.store(&run, key, cancel).await,
+            Err(error) => Err(error),
+        };
+        let mut summary = match stored {
             Ok(summary) => summary,
             Err(error) => {
                 step("removing what the failed backup stored");
@@ -327,7 +352,11 @@ impl Backup {
             return Err(Error::cancelled());
         }
         let record = BackupRecord { contents: Some(contents), parts: records, summary };
-        self.look_at_parent(&record).await?;
+        self.look_at_parent(run, &record).await?;
+        if let Some(pin) = self.pin {
+            // Before it is a backup: nobody finds it without its pin.
+            self.repository.mark(&run.cluster, &run.id, pin, None).await?;
+        }
         run.commit(&record).await?;
         let summary = record.summary;
         if let Some(after_commit) = dumped.after_commit {
@@ -353,20 +382,36 @@ impl Backup {
     }
 
     /// A backup without the one that it builds on would be of no use.
-    async fn look_at_parent(&self, record: &BackupRecord) -> Result<()> {
+    async fn look_at_parent(&self, run: &Run, record: &BackupRecord) -> Result<()> {
         let Some(parent) = &record.parent else { return Ok(()) };
+        if self.dumper.parent().as_ref() != Some(parent) {
+            // Nobody could know that this run needs it.
+            self.look_for_removal(run, parent).await?;
+        }
         match ancestors(&self.repository, record).await {
             Ok(_) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::BackupNotFound => Err(Error::new(
-                ErrorKind::BackupNotFound,
-                format!(
-                    "backup {parent}, or one that it builds on, was removed while an increment of it was made"
-                ),
-            )
-            .caused_by(error)
-            .with_hint("make the backup again: without --from it builds on another one, or is a full one")),
+            Err(error) if error.kind() == ErrorKind::BackupNotFound => {
+                Err(removed_meanwhile(parent).caused_by(error))
+            }
             Err(error) => Err(error.doing(format!("looking at backup {parent}, on which this one builds"))),
         }
+    }
+
+    /// Whether the parent, or a backup that it builds on, is about to be deleted. The run has announced itself and its
+    /// parent before: whoever marks one of them from now on looks for runs before anything is deleted, and finds it.
+    async fn look_for_removal(&self, run: &Run, parent: &BackupId) -> Result<()> {
+        let catalog = Catalog::load(&self.repository, &run.cluster).await?;
+        let mut at = Some(parent);
+        let mut steps = catalog.backups().len();
+        while let Some(id) = at {
+            let known = catalog.backups().find(|backup| backup.id == *id);
+            if known.is_none() || catalog.is_being_removed(id) {
+                return Err(removed_meanwhile(parent));
+            }
+            at = known.and_then(|backup| backup.parent.as_ref()).filter(|_| steps > 0);
+            steps = steps.saturating_sub(1);
+        }
+        Ok(())
     }
 
     /// Runs the dumper into the pipeline. Returns only when every upload has ended, one way or the other.

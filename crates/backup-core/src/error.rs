@@ -81,6 +81,8 @@ kinds! {
     Abandoned = 45, "the backup was abandoned";
     /// Some databases of a server could not be backed up, or not be restored; the rest is there.
     Partial = 46, "only part of it was done";
+    /// Something will fail, or is late: a check or a status found it.
+    Attention = 47, "something needs attention";
     /// Stored bytes are not those that were written.
     Integrity = 50, "damaged data";
     /// A key is needed and was not given.

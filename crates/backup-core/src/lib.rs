@@ -26,9 +26,11 @@ mod store;
 mod tar_reader;
 
 pub mod audit;
+pub mod check;
 pub mod codec;
 pub mod copies;
 pub mod crypt;
+pub mod drill;
 pub mod event;
 pub mod logical;
 pub mod physical;
@@ -54,6 +56,6 @@ pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
 pub use store::{
     Bytestream, Created, Entry, Kept, Meta, Missed, Store, Upload, list_deep, list_sorted, read_if_there,
-    read_whole,
+    read_whole, walk_folders,
 };
 pub use tokio_util::sync::CancellationToken;

@@ -85,6 +85,13 @@ impl RestoreBuilder {
         self
     }
 
+    /// The same, shared.
+    #[must_use]
+    pub fn shared_encryptor(mut self, encryptor: Arc<dyn Encryptor>) -> Self {
+        self.encryptor = Some(encryptor);
+        self
+    }
+
     /// An application's own compression method; those of [`codec`] are known.
     #[must_use]
     pub fn compressor(mut self, compressor: impl Compressor + 'static) -> Self {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -98,6 +99,15 @@ pub trait Store: Send + Sync + Debug {
     /// that does not exist is empty. A folder is there as long as something is in it.
     fn list(&self, folder: &str, after: Option<&str>) -> BoxStream<'static, Result<Entry>>;
 
+    /// Every object in `folder` and in those below it, in any order, each once. A folder that does not exist is empty.
+    /// What comes and goes meanwhile may be in it or not.
+    ///
+    /// By default folder by folder. A store that can answer in pages of objects, or faster, does so: an archive has
+    /// a million objects, and a folder for each.
+    fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
+        walk_folders(self, folder)
+    }
+
     /// Deletes objects; one answer for each key, in their order. An absent one is a success.
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>>;
 
@@ -132,6 +142,11 @@ pub trait Store: Send + Sync + Debug {
     fn kept(&self, folder: &str) -> Option<Kept> {
         let _ = folder;
         None
+    }
+
+    /// How many bytes there is room for; nothing where the store cannot tell.
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     /// Removes temporaries of dead writers older than `age`, where the store keeps any; how many there were.
@@ -236,25 +251,42 @@ pub(crate) async fn read_checked<T>(
     Err(failed.unwrap_or_else(|| Error::internal("a store without copies")))
 }
 
-/// Every object in a folder and in those below it, in any order.
+/// Every object in a folder and in those below it, in any order. Where there may be many,
+/// [`walk`](Store::walk) does not hold them all.
 pub async fn list_deep(store: &dyn Store, folder: &str) -> Result<Vec<Meta>> {
+    store.walk(folder).try_collect().await
+}
+
+/// What [`Store::walk`] answers, made of lists of folders: a few of them at a time are held.
+pub fn walk_folders<'a, S: Store + ?Sized>(store: &'a S, folder: &str) -> BoxStream<'a, Result<Meta>> {
     /// How many folders are listed at once.
     const LISTS: usize = 16;
-    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    while !folders.is_empty() {
-        let listed: Vec<Vec<Entry>> = futures::stream::iter(std::mem::take(&mut folders))
-            .map(|folder| async move { store.list(&folder, None).try_collect().await })
-            .buffer_unordered(LISTS)
-            .try_collect()
-            .await?;
-        for entry in listed.into_iter().flatten() {
+
+    /// A list under way.
+    type Listing<'a> = BoxFuture<'a, Result<Vec<Entry>>>;
+    struct Walk<'a, S: ?Sized> {
+        store: &'a S,
+        waiting: Vec<String>,
+        running: FuturesUnordered<Listing<'a>>,
+    }
+
+    let walk = Walk { store, waiting: vec![folder.to_owned()], running: FuturesUnordered::new() };
+    let listed = futures::stream::try_unfold(walk, |mut walk| async move {
+        while walk.running.len() < LISTS {
+            let Some(folder) = walk.waiting.pop() else { break };
+            walk.running.push(walk.store.list(&folder, None).try_collect().boxed());
+        }
+        let Some(entries) = walk.running.try_next().await? else { return Ok(None) };
+        let mut objects = Vec::new();
+        for entry in entries {
             match entry {
-                Entry::Object(meta) => found.push(meta),
-                Entry::Folder(key) => folders.push(key),
+                Entry::Object(meta) => objects.push(Ok(meta)),
+                Entry::Folder(key) => walk.waiting.push(key),
             }
         }
-    }
-    Ok(found)
+        Ok::<_, Error>(Some((futures::stream::iter(objects), walk)))
+    });
+    listed.try_flatten().boxed()
 }
 
 /// Lists a folder into memory, sorted by name.

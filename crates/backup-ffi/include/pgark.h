@@ -68,6 +68,8 @@ enum pgark_status {
     PGARK_ABANDONED = 45,
     /** only part of it was done */
     PGARK_PARTIAL = 46,
+    /** something needs attention */
+    PGARK_ATTENTION = 47,
     /** damaged data */
     PGARK_INTEGRITY = 50,
     /** a key is needed */

@@ -1,5 +1,7 @@
 //! A folder of this machine as a store.
 
+mod walk;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind as Io, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -15,7 +17,6 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
-use tokio_util::io::ReaderStream;
 use ulid::Ulid;
 
 /// Files being written, until they are whole. Its name begins with a dot, so it is no object.
@@ -344,11 +345,29 @@ impl Store for LocalStore {
             Ok((file, range.end.saturating_sub(range.start)))
         })
         .await?;
-        let limited = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), bytes);
         let key = key.to_owned();
-        Ok(ReaderStream::with_capacity(limited, READ_BYTES)
-            .map_err(move |e| failed("reading", &key)(e))
-            .boxed())
+        // Straight from the file into what is handed on: a file of tokio's copies once more.
+        Ok(futures::stream::unfold(Some((file, bytes)), move |state| {
+            let key = key.clone();
+            async move {
+                let (mut file, left) = state.filter(|(_, left)| *left > 0)?;
+                let chunk = blocking(move || {
+                    let wanted = left.min(READ_BYTES as u64);
+                    let mut chunk = Vec::with_capacity(usize::try_from(wanted).unwrap_or(READ_BYTES));
+                    (&mut file).take(wanted).read_to_end(&mut chunk).map_err(failed("reading", &key))?;
+                    Ok((file, chunk))
+                });
+                match chunk.await {
+                    Ok((_, chunk)) if chunk.is_empty() => None,
+                    Ok((file, chunk)) => {
+                        let left = left - chunk.len() as u64;
+                        Some((Ok(Bytes::from(chunk)), Some((file, left))))
+                    }
+                    Err(error) => Some((Err(error), None)),
+                }
+            }
+        })
+        .boxed())
     }
 
     async fn head(&self, key: &str) -> Result<Meta> {
@@ -371,6 +390,17 @@ impl Store for LocalStore {
             .boxed()
     }
 
+    fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
+        let (root, folder) = (Arc::clone(&self.0), folder.to_owned());
+        walk::stream(move |to| {
+            root.check()?;
+            root.folder(&folder)?;
+            walk::walk(&root.path, &folder, to)?;
+            // It may have been taken away meanwhile: the rest was not absent then.
+            root.check()
+        })
+    }
+
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(keys.len());
         for key in keys {
@@ -378,6 +408,15 @@ impl Store for LocalStore {
             results.push(blocking(move || root.delete(&key)).await);
         }
         results
+    }
+
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        let root = Arc::clone(&self.0);
+        blocking(move || {
+            let space = rustix::fs::statvfs(&root.path).map_err(|e| failed("looking at", "")(e.into()))?;
+            Ok(Some(space.f_bavail * space.f_frsize))
+        })
+        .await
     }
 
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {

@@ -120,6 +120,29 @@ impl Transport for MemoryTransport {
         Ok(page)
     }
 
+    async fn walk(&self, folder: &str, token: Option<String>) -> Result<Option<Page>> {
+        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let state = self.lock();
+        let after = token.as_ref().unwrap_or(&prefix);
+        let mut rest = state
+            .objects
+            .range(after.clone()..)
+            .take_while(|(key, _)| key.starts_with(&prefix))
+            .filter(|(key, _)| *key != after)
+            .map(|(key, (body, modified))| Meta {
+                key: key.clone(),
+                bytes: body.len() as u64,
+                modified: *modified,
+            })
+            .peekable();
+        let entries: Vec<Entry> = rest.by_ref().take(PAGE).map(Entry::Object).collect();
+        let next = rest.peek().and(entries.last()).map(|last| match last {
+            Entry::Object(meta) => meta.key.clone(),
+            Entry::Folder(key) => key.clone(),
+        });
+        Ok(Some(Page { entries, next }))
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         self.lock().objects.remove(key).map(|_| ()).ok_or_else(|| missing(key))
     }

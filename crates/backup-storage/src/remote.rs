@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
-use backup_core::{Bytestream, Created, Entry, Error, ErrorKind, Meta, Result, Store, Upload};
+use backup_core::{Bytestream, Created, Entry, Error, ErrorKind, Meta, Result, Store, Upload, walk_folders};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -214,6 +214,30 @@ impl Store for Remote {
                     futures::stream::iter(page.entries.into_iter().map(Ok)),
                     page.next.map(Some),
                 )))
+            }
+        });
+        pages.try_flatten().boxed()
+    }
+
+    fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
+        let folder = folder.to_owned();
+        let pages = futures::stream::try_unfold(Some(None::<String>), move |state| {
+            let folder = folder.clone();
+            async move {
+                let Some(token) = state else { return Ok(None) };
+                let first = token.is_none();
+                let what = format!("listing all in {folder}/");
+                let page = self.0.retry(&what, || self.0.transport.walk(&folder, token.clone())).await?;
+                let Some(page) = page else {
+                    // It cannot, and says so at the first page.
+                    let error = || Error::internal("a transport that listed all objects cannot any more");
+                    return if first { Ok(Some((walk_folders(self, &folder), None))) } else { Err(error()) };
+                };
+                let objects = page.entries.into_iter().filter_map(|entry| match entry {
+                    Entry::Object(meta) => Some(Ok(meta)),
+                    Entry::Folder(_) => None,
+                });
+                Ok::<_, Error>(Some((futures::stream::iter(objects).boxed(), page.next.map(Some))))
             }
         });
         pages.try_flatten().boxed()

@@ -26,6 +26,13 @@ pub trait Transport: Send + Sync + Debug + 'static {
     /// A page of what is directly in a folder, after a name; `token` is that of the page before.
     async fn list(&self, folder: &str, after: Option<&str>, token: Option<String>) -> Result<Page>;
 
+    /// A page of all objects in a folder and in those below it. Nothing where the store cannot say that: then folders are
+    /// listed one by one.
+    async fn walk(&self, folder: &str, token: Option<String>) -> Result<Option<Page>> {
+        let _ = (folder, token);
+        Ok(None)
+    }
+
     /// Deletes an object. An absent one is a success or `ObjectMissing`.
     async fn delete(&self, key: &str) -> Result<()>;
 

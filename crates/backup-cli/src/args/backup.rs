@@ -69,6 +69,9 @@ pub(crate) struct BackupArgs {
     /// Words to find the backup by
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
+    /// Keeps it whatever the retention rules say: forever, or until a date (2027-01-31), a time, or for so long (90d)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) pin_until: Option<String>,
     /// Folder of PostgreSQL's client tools; with --via, of those there
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,

@@ -1,14 +1,19 @@
 //! The arguments.
 
+mod audit;
 mod backup;
+mod check;
 mod copy;
+mod drill;
 mod export;
 mod load;
+mod prune;
 mod recovery;
 mod restore;
 mod selection;
 mod server;
 mod sync;
+mod verify;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -20,11 +25,16 @@ use pgark::postgres::Via;
 use pgark::repository::ClusterName;
 use pgark::{Error, ErrorKind, Result};
 
+pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
+pub(crate) use check::CheckArgs;
 pub(crate) use copy::CopyArgs;
+pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
+pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use sync::SyncArgs;
+pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
 
 /// Backups of PostgreSQL that can be trusted: streamed, compressed, encrypted, verified, restored.
@@ -68,6 +78,7 @@ Exit codes:
   repository: 40 none there, 41 newer format, 42 no such backup,
     43 object missing, 44 exists already, 45 abandoned
   46 only part of it was done: databases of a server failed, the rest is there
+  47 check or status found something that will fail, or is late
   data: 50 damaged, 51 key missing, 52 wrong key
   60 not supported, 70 internal, 130 cancelled";
 
@@ -77,6 +88,8 @@ pub(crate) enum Command {
     Init,
     /// Backs a database up, or all of a server
     Backup(BackupArgs),
+    /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
+    Check(CheckArgs),
     /// Lists the backups
     List,
     /// Shows one backup
@@ -93,9 +106,21 @@ pub(crate) enum Command {
     Copy(CopyArgs),
     /// Fills in what a copy of the repository lacks, where it is kept in several places
     Sync(SyncArgs),
+    /// Removes the backups that no retention rule keeps, and the WAL that no remaining one needs. Shows what would go,
+    /// and why, until --apply says so
+    Prune(PruneArgs),
+    /// Keeps a backup whatever the retention rules say
+    Pin(PinArgs),
+    /// Leaves a backup to the retention rules again
+    Unpin(UnpinArgs),
+    /// Restores a backup into a throwaway server, proves it, and measures how long that takes
+    Drill(DrillArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Shows who did what to the backups, and whether that log was changed
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Makes keys, and changes who can read a backup
     #[command(subcommand)]
     Key(KeyCommand),
@@ -133,27 +158,6 @@ pub(crate) struct ShowArgs {
     pub(crate) contents: bool,
     #[command(flatten)]
     pub(crate) keys: ReadKeys,
-}
-
-#[derive(Args)]
-pub(crate) struct VerifyArgs {
-    /// latest, an id, or the beginning of one
-    #[arg(default_value = "latest")]
-    pub(crate) backup: String,
-    /// Every backup of the cluster
-    #[arg(long, conflicts_with = "backup")]
-    pub(crate) all: bool,
-    /// Compares the stored bytes only; needs no key
-    #[arg(long)]
-    pub(crate) stored: bool,
-    /// Replaces what is damaged or missing in a copy of the repository by what another copy has
-    #[arg(long)]
-    pub(crate) repair: bool,
-    #[command(flatten)]
-    pub(crate) keys: ReadKeys,
-    /// How much is done at once [default: all cores]
-    #[arg(long, short, value_name = "N")]
-    pub(crate) jobs: Option<usize>,
 }
 
 #[derive(Subcommand)]

@@ -97,7 +97,7 @@ impl RecoveryArgs {
 }
 
 /// A moment: with an offset or Z in the text, or in a zone.
-fn moment(text: &str, zone: Option<&str>) -> Result<jiff::Timestamp> {
+pub(super) fn moment(text: &str, zone: Option<&str>) -> Result<jiff::Timestamp> {
     let wrong = |why: String| {
         Error::new(ErrorKind::Usage, why).with_hint(
             "write it as 2026-11-21T14:30:00+01:00, or without an offset and with --timezone Europe/Berlin",

@@ -2,7 +2,8 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pgark::config::{BackedUp, Settings, What};
+use jiff::Timestamp;
+use pgark::config::{BackedUp, Settings, What, until};
 use pgark::repository::ClusterName;
 use pgark::{BackupBuilder, CancellationToken, ErrorKind, Result};
 use serde_json::json;
@@ -17,11 +18,19 @@ pub(super) async fn run(cli: &Cli, args: &BackupArgs, cancel: &CancellationToken
     if args.dry_run {
         return dry_run(cli, args, &settings, cluster).await.map(|()| ExitCode::SUCCESS);
     }
+    let pin = args.pin_until.as_deref().map(|text| {
+        let zone = settings.retention(&cluster).rules.zone;
+        until(text, &zone, Timestamp::now())
+    });
+    let pin = pin.transpose()?;
     let observer = progress::observer(cli.quiet, cli.json);
     let more = |builder: BackupBuilder| {
         let mut builder = builder.observer(observer).grace(Duration::from_secs(u64::from(args.grace) * 3600));
         if let Some(label) = &args.label {
             builder = builder.label(label);
+        }
+        if let Some(until) = pin {
+            builder = builder.pin(until);
         }
         if args.no_sweep { builder.keep_leftovers() } else { builder }
     };

@@ -28,6 +28,12 @@ pub(super) async fn run(cli: &Cli) -> Result<()> {
         let places: Vec<String> = places.iter().map(|place| render::shown(place)).collect();
         let _ = writeln!(text, "not in every copy: {id} (it is in {}; pgark sync)", places.join(", "));
     }
+    for id in &listing.pinned {
+        let _ = writeln!(text, "pinned: {id}");
+    }
+    for id in &listing.being_removed {
+        let _ = writeln!(text, "being removed: {id} (latest does not mean it; pgark prune --apply ends it)");
+    }
     for id in &listing.unfinished {
         let _ = writeln!(text, "unfinished: {id} (at work, or dead: a later backup sweeps it)");
     }

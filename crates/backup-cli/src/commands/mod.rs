@@ -1,14 +1,19 @@
 //! One file a verb.
 
+mod audit;
 mod backup;
+mod check;
 mod confirm;
 mod copy;
 mod demo;
+mod drill;
 mod export;
 mod import;
 mod init;
 mod key;
 mod list;
+mod pin;
+mod prune;
 mod restore;
 mod safety;
 mod show;
@@ -32,6 +37,7 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
     match &cli.command {
         Command::Init => init::run(&cli).await?,
         Command::Backup(args) => return backup::run(&cli, args, cancel).await,
+        Command::Check(args) => return check::run(&cli, args).await,
         Command::List => list::run(&cli).await?,
         Command::Show(args) => show::run(&cli, args, cancel).await?,
         Command::Restore(args) => Box::pin(restore::run(&cli, args, cancel)).await?,
@@ -40,7 +46,12 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
         Command::Copy(args) => copy::run(&cli, args, cancel).await?,
         Command::Sync(args) => return sync::run(&cli, args, cancel).await,
+        Command::Prune(args) => return prune::run(&cli, args, cancel).await,
+        Command::Pin(args) => pin::pin(&cli, args).await?,
+        Command::Unpin(args) => pin::unpin(&cli, args).await?,
+        Command::Drill(args) => return drill::run(&cli, args, cancel).await,
         Command::Wal(command) => return wal::run(&cli, command, cancel).await,
+        Command::Audit(command) => return audit::run(&cli, command).await,
         Command::Key(command) => key::run(&cli, command).await?,
         Command::Demo(args) => demo::run(&cli, args, cancel).await?,
         Command::Completions { shell } => {

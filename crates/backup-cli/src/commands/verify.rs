@@ -1,75 +1,76 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use pgark::copies::{Repairs, repair};
-use pgark::physical::span;
+use pgark::config::Verified;
+use pgark::copies::Repairs;
 use pgark::repository::BackupId;
-use pgark::verify::{Depth, Report, VerifyOptions, damaged_objects, verify_copies};
-use pgark::{CancellationToken, Encryptor, ErrorKind, Result};
+use pgark::verify::{Depth, Finding, Report};
+use pgark::wal::WalReport;
+use pgark::{CancellationToken, ErrorKind, Result};
 use serde_json::json;
 
-use super::catalog;
-use crate::args::{Cli, VerifyArgs, apply_jobs};
+use super::wal::verified_text;
+use crate::args::{Cli, VerifyArgs};
 use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &VerifyArgs, cancel: &CancellationToken) -> Result<ExitCode> {
     let mut settings = cli.settings()?;
-    args.keys.apply(&mut settings)?;
-    apply_jobs(args.jobs, &mut settings)?;
-    let (repository, catalog) = catalog(cli, &settings).await?;
-    let ids = if args.all {
-        catalog.backups().map(|b| b.id.clone()).collect()
-    } else {
-        vec![catalog.find(&args.backup)?.id.clone()]
-    };
-    let mut options = VerifyOptions::default();
-    options.stored_only = args.stored;
-    options.jobs = settings.jobs;
-    options.encryptor =
-        if args.stored { None } else { settings.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>) };
-    options.observer = Some(progress::observer(cli.quiet, cli.json));
-    let (mut reports, mut without_wal) = (Vec::<Report>::new(), Vec::new());
-    for id in ids {
-        let record = repository.record(catalog.cluster(), &id).await?;
-        if span(&record.summary).is_some_and(|span| !span.wal.brings_wal) {
-            without_wal.push(id);
-        }
-        reports.extend(verify_copies(&repository, catalog.cluster(), &record.id, &options, cancel).await?);
-    }
+    let wanted = args.apply(&mut settings)?;
+    let cluster = cli.cluster(&settings)?;
     // The bar must be gone before the report is printed.
-    drop(options);
-    let mut repairs = None;
-    if args.repair {
-        let damaged = damaged_objects(&repository, catalog.cluster(), &reports, cancel).await?;
-        repairs = Some(repair(&repository, catalog.cluster(), &damaged).await?);
-    }
-    let good = reports.iter().all(|report| report.is_good() || is_repaired(report, repairs.as_ref()));
+    let observer = progress::observer(cli.quiet, cli.json);
+    let verified = Box::pin(settings.run_verify(&cluster, &wanted, Some(observer), cancel)).await?;
     if cli.json {
-        let mut answer = json!({"good": good, "backups": reports});
-        if let Some(repairs) = &repairs {
-            answer["repairs"] = json!(repairs);
-        }
-        render::print_json(&answer)?;
-    } else if !cli.quiet || !good {
-        let mut told: String = reports.iter().map(|report| text(report, &without_wal)).collect();
-        told.extend(repairs.iter().map(repairs_text));
-        render::print(&told)?;
+        render::print_json(&json!(verified))?;
+    } else if !cli.quiet || !verified.good {
+        render::print(&text(&verified))?;
     }
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Integrity.code()) })
+    Ok(if verified.good { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Integrity.code()) })
 }
 
-/// Whether all that was found in a copy was replaced.
-fn is_repaired(report: &Report, repairs: Option<&Repairs>) -> bool {
-    let here = |copy: &String| report.copy.as_ref() == Some(copy);
-    repairs.is_some_and(|repairs| {
-        repairs.repaired.iter().any(|one| here(&one.copy))
-            && !repairs.problems.iter().any(|problem| here(&problem.copy))
-            && report.findings.iter().all(|finding| !finding.what.starts_with("parents"))
-    })
+fn text(verified: &Verified) -> String {
+    let mut text: String =
+        verified.backups.iter().map(|report| of_backup(report, &verified.without_wal)).collect();
+    if let Some(wal) = &verified.needed_wal {
+        text += &of_needed_wal(wal);
+    }
+    if let Some(wal) = &verified.wal {
+        text.push_str("WAL: ");
+        text += &verified_text(wal);
+    }
+    if let Some(others) = &verified.others {
+        let state = if others.findings.is_empty() { "good" } else { "DAMAGED" };
+        let _ = writeln!(text, "other objects of the cluster: {state}: {} read", others.objects);
+        others.findings.iter().for_each(|finding| of_finding(&mut text, finding));
+    }
+    for repairs in verified.repairs.iter() {
+        text += &of_repairs(repairs);
+    }
+    let several = verified.backups.len() != 1 || verified.resumed > 0;
+    if several || verified.sample.is_some() || !verified.good {
+        let _ = writeln!(
+            text,
+            "checked {} backups: {} good, {} not; {} damaged, {} missing; {} read in {:.1} s",
+            verified.checked,
+            verified.valid,
+            verified.invalid,
+            verified.damaged,
+            verified.missing,
+            render::bytes(verified.stored_bytes),
+            verified.seconds
+        );
+    }
+    if verified.resumed > 0 {
+        let _ = writeln!(text, "passed over: {}, found good before", verified.resumed);
+    }
+    if let Some(sample) = &verified.sample {
+        let _ =
+            writeln!(text, "a sample of {}% of the parts, chosen by --seed {}", sample.percent, sample.seed);
+    }
+    text
 }
 
-fn repairs_text(repairs: &Repairs) -> String {
+fn of_repairs(repairs: &Repairs) -> String {
     let mut text = String::new();
     for one in &repairs.repaired {
         let (object, copy) = (render::shown(&one.object), render::shown(&one.copy));
@@ -82,18 +83,34 @@ fn repairs_text(repairs: &Repairs) -> String {
     text
 }
 
-fn text(report: &Report, without_wal: &[BackupId]) -> String {
+fn of_finding(text: &mut String, finding: &Finding) {
+    let state = if finding.missing { "missing" } else { "damaged" };
+    let _ = writeln!(text, "  {state}: {}: {}", render::shown(&finding.what), render::shown(&finding.why));
+}
+
+fn of_needed_wal(wal: &WalReport) -> String {
+    let state = if wal.findings.is_empty() { "good" } else { "DAMAGED" };
+    let stored = render::bytes(wal.stored_bytes);
+    let mut text = format!("WAL that the backups need: {state}: {} objects, {stored}\n", wal.objects);
+    for finding in &wal.findings {
+        let _ = writeln!(text, "  damaged: {}: {}", finding.object, render::shown(&finding.why));
+    }
+    text
+}
+
+fn of_backup(report: &Report, without_wal: &[BackupId]) -> String {
     let compared = match report.depth {
         Depth::Stored => "the stored bytes".to_owned(),
         Depth::Raw => format!("the stored bytes and {} of contents", render::bytes(report.raw_bytes)),
     };
+    let compared = if report.sampled { format!("{compared}, of a sample") } else { compared };
     let stored = render::bytes(report.stored_bytes);
     let place = report.copy.as_ref().map(|copy| format!(" in {}", render::shown(copy))).unwrap_or_default();
     if report.is_good() {
         let parent = report.parent.as_ref();
         let parent = parent.map(|parent| format!("; it builds on {parent}")).unwrap_or_default();
         let wal = if without_wal.contains(&report.id) {
-            "; its WAL is in the archive, which pgark wal verify reads"
+            "; its WAL is in the archive, which --wal and pgark wal verify read"
         } else {
             ""
         };
@@ -109,10 +126,6 @@ fn text(report: &Report, without_wal: &[BackupId]) -> String {
         report.findings.len(),
         report.objects
     );
-    for finding in &report.findings {
-        let state = if finding.missing { "missing" } else { "damaged" };
-        let _ =
-            writeln!(text, "  {state}: {}: {}", render::shown(&finding.what), render::shown(&finding.why));
-    }
+    report.findings.iter().for_each(|finding| of_finding(&mut text, finding));
     text
 }

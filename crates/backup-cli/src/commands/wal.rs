@@ -284,7 +284,7 @@ fn listing_text(listing: &WalListing) -> String {
     text
 }
 
-fn verified_text(verified: &WalVerified) -> String {
+pub(super) fn verified_text(verified: &WalVerified) -> String {
     let report = &verified.report;
     let mut text = format!(
         "{}: {} objects, {}: compared {}\n",

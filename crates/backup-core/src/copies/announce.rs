@@ -61,7 +61,10 @@ pub(super) async fn announce(to: &Repository, record: &BackupRecord, how: &str) 
     let work = format!("{} {key}", to.id());
     let busy = !at_work().insert(work.clone());
     if busy {
-        return Err(Error::new(ErrorKind::Conflict, format!("this process copies backup {} there already", record.id)));
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("this process copies backup {} there already", record.id),
+        ));
     }
     let announced = Announced { key, body: to_json(&announcement)?, work };
     for _ in 0..3 {

@@ -210,11 +210,7 @@ impl Copying<'_> {
     }
 
     async fn write_index(&self) -> Result<()> {
-        let copies = self.to.copies().await?;
-        for place in if copies.is_empty() { vec![self.to.clone()] } else { copies } {
-            Catalog::load_whole(&place, self.cluster).await?.write_index(&place).await?;
-        }
-        Ok(())
+        Catalog::load_whole(self.to, self.cluster).await?.write_index(self.to).await.map(drop)
     }
 
     /// A copy that was interrupted was given up there by a sweep. It begins anew.

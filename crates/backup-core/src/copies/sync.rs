@@ -253,7 +253,7 @@ impl Syncing {
     async fn backups(&mut self, cluster: &ClusterName) -> Result<()> {
         let mut catalogs = Vec::new();
         for copy in &self.copies {
-            catalogs.push(Catalog::load_whole(copy, cluster).await?);
+            catalogs.push(Catalog::load_copy(copy, cluster).await?);
         }
         let mut backups: BTreeMap<BackupId, BackupSummary> = BTreeMap::new();
         for backup in catalogs.iter().flat_map(Catalog::backups) {
@@ -304,7 +304,7 @@ impl Syncing {
         self.keys(cluster, &backups, &having).await?;
         for (at, _) in changed.iter().enumerate().filter(|(_, changed)| **changed) {
             let written = async {
-                Catalog::load_whole(&self.copies[at], cluster).await?.write_index(&self.copies[at]).await
+                Catalog::load_copy(&self.copies[at], cluster).await?.write_index(&self.copies[at]).await
             };
             if let Err(error) = written.await {
                 self.problem(at, &layout::index(cluster), &error);

@@ -13,7 +13,9 @@ mod export;
 mod fingerprint;
 mod import;
 mod load;
+mod look;
 mod pieces;
+mod prove;
 mod server;
 mod stock;
 mod tar_writer;
@@ -30,6 +32,8 @@ pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
 pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
+pub(crate) use look::{RowsLook, RowsRead};
+pub(crate) use prove::ProofLoad;
 pub use server::{ServerDump, ServerLoad, ServerPreview};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.

@@ -143,7 +143,7 @@ impl Chain<'_> {
 }
 
 /// What is known of the pages of a backup; nothing where they have no checksums.
-fn pages(facts: &Map<String, Value>) -> Result<Option<Pages>> {
+pub(super) fn pages(facts: &Map<String, Value>) -> Result<Option<Pages>> {
     if facts.get("data_checksums").and_then(Value::as_str) != Some("on") {
         return Ok(None);
     }

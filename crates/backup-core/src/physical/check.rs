@@ -41,6 +41,16 @@ pub(super) struct Listed {
 }
 
 impl Listed {
+    /// Its length.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its CRC-32C in hexadecimal, where the server made one.
+    pub(super) fn crc(&self) -> Option<&str> {
+        self.checksum.as_deref().filter(|_| self.algorithm.as_deref() == Some("CRC32C"))
+    }
+
     /// Its path in the data directory.
     pub(super) fn path(&self) -> Result<PathBuf> {
         match (&self.path, &self.encoded) {

@@ -20,6 +20,7 @@ mod manifest;
 mod overlay;
 mod place;
 mod plan;
+mod prove;
 mod recovery;
 mod relation;
 mod restore;
@@ -32,6 +33,7 @@ pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use export::Export;
 pub use increment::Parent;
 pub use plan::{Archived, Plan};
+pub(crate) use prove::{FilesLook, FilesRead, is_manifest};
 pub use recovery::{Recovery, Target, TargetAction};
 pub use restore::DataDirectory;
 

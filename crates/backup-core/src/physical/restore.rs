@@ -38,6 +38,7 @@ pub(super) const LEFT_OUT: [&str; 6] = [
 pub struct DataDirectory {
     path: PathBuf,
     tablespaces: BTreeMap<u32, PathBuf>,
+    tablespaces_below: Option<PathBuf>,
     recovery: Recovery,
     delta: bool,
 }
@@ -46,7 +47,13 @@ impl DataDirectory {
     /// Restores into a folder that is empty or not there. In one that an interrupted restore of the same backup left it
     /// goes on; one of another backup, or of before the machine was started, is emptied.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), tablespaces: BTreeMap::new(), recovery: Recovery::default(), delta: false }
+        Self {
+            path: path.into(),
+            tablespaces: BTreeMap::new(),
+            tablespaces_below: None,
+            recovery: Recovery::default(),
+            delta: false,
+        }
     }
 
     /// Restores over the data directory that is there, if one is: what is not in the backup is removed, and of files
@@ -63,6 +70,13 @@ impl DataDirectory {
     #[must_use]
     pub fn tablespace(mut self, oid: u32, path: impl Into<PathBuf>) -> Self {
         self.tablespaces.insert(oid, path.into());
+        self
+    }
+
+    /// Puts every tablespace below a folder, named by its OID, in place of where it was.
+    #[must_use]
+    pub fn tablespaces_below(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.tablespaces_below = Some(folder.into());
         self
     }
 
@@ -89,7 +103,8 @@ impl DataDirectory {
         Ok(Wanted {
             backup: ctx.backup.as_ref().map(ToString::to_string).unwrap_or_default(),
             targets: targets(&self.path, &self.tablespaces, parts.contents(), |t| {
-                PathBuf::from(&t.location)
+                let below = self.tablespaces_below.as_ref();
+                below.map_or_else(|| PathBuf::from(&t.location), |below| below.join(t.oid.to_string()))
             })?,
             over,
             version_folder: folder.unwrap_or_default(),

@@ -336,13 +336,22 @@ impl StoredCheck {
     pub(crate) fn finish(self) -> Result<()> {
         let expected = &self.object;
         if self.bytes != expected.bytes {
-            let why = format!("it has {} bytes instead of {}", self.bytes, expected.bytes);
-            return Err(damaged(&expected.key, &why));
+            return Err(Self::other_length(&expected.key, self.bytes, expected.bytes));
         }
         if Digest::from(self.hasher.finalize()) != expected.blake3 {
-            return Err(damaged(&expected.key, "its bytes are not those that were written"));
+            return Err(Self::other_bytes(&expected.key));
         }
         Ok(())
+    }
+
+    /// An object has another length.
+    pub(crate) fn other_length(key: &str, found: u64, expected: u64) -> Error {
+        damaged(key, &format!("it has {found} bytes instead of {expected}"))
+    }
+
+    /// An object has other bytes.
+    pub(crate) fn other_bytes(key: &str) -> Error {
+        damaged(key, "its bytes are not those that were written")
     }
 }
 

@@ -30,8 +30,11 @@ pub use replication::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, Item, ManifestUpload, NextTimeline, Replication, System,
     Tablespace, TimelineHistory, WalMessage, WalPosition, WalStream,
 };
+pub(crate) use server_programs::ServerPrograms;
 pub use staged::Staged;
+pub(crate) use start::Cluster;
 pub use start::{Recovered, start_and_recover};
+pub(crate) use temp_server::server_owner;
 pub use temp_server::{TempServer, TempServerOptions};
 pub use tools::{Tool, Tools};
 pub use via::Via;

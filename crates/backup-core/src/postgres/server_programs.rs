@@ -1,4 +1,4 @@
-//! Programs that run beside a server, as its user.
+//! Programs that run beside a server, as its user: here, or in a container.
 
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
@@ -8,20 +8,39 @@ use std::process::{Command, Stdio};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The programs of one server version.
-pub(super) struct ServerPrograms {
-    pub(super) bin: PathBuf,
+#[derive(Debug, Clone)]
+pub(crate) struct ServerPrograms {
+    /// Their folder; in a container they are found in its `PATH`.
+    pub(crate) bin: PathBuf,
     /// Whom they run as, where this process is root: PostgreSQL refuses to.
-    pub(super) owner: Option<(u32, u32)>,
+    pub(crate) owner: Option<(u32, u32)>,
+    /// The Docker container that they run in, which sees the server's folder under the same path.
+    pub(crate) container: Option<String>,
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its exit code; nothing where a signal ended it.
+    pub(crate) code: Option<i32>,
+    /// What it printed, errors too.
+    pub(crate) said: String,
 }
 
 impl ServerPrograms {
     /// Runs one to its end; what it printed.
-    pub(super) fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let mut command = Command::new(self.bin.join(program));
-        command.args(args).env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
-        if let Some((uid, gid)) = self.owner {
-            command.uid(uid).gid(gid).env_remove("HOME");
+    pub(crate) fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let ended = self.ended(program, args)?;
+        if ended.code == Some(0) {
+            return Ok(ended.said);
         }
+        Err(Error::new(ErrorKind::ToolFailed, format!("{program} failed")).caused_by(ended.said))
+    }
+
+    /// Runs one to its end, however it ends.
+    pub(crate) fn ended(&self, program: &str, args: &[&str]) -> Result<Ended> {
+        let mut command = self.command(program);
+        command.args(args).env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {
                 command.env_remove(variable);
@@ -32,11 +51,29 @@ impl ServerPrograms {
         let mut output = tempfile::tempfile().map_err(failed)?;
         command.stdout(output.try_clone().map_err(failed)?).stderr(output.try_clone().map_err(failed)?);
         let status = command.status().map_err(|e| Error::io(format!("starting {program}"), e))?;
-        let mut said = String::new();
-        output.rewind().and_then(|()| output.read_to_string(&mut said)).map_err(failed)?;
-        if status.success() {
-            return Ok(said);
+        let mut said = Vec::new();
+        output.rewind().and_then(|()| output.read_to_end(&mut said)).map_err(failed)?;
+        Ok(Ended { code: status.code(), said: String::from_utf8_lossy(&said).into_owned() })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        if let Some(container) = &self.container {
+            let mut command = Command::new("docker");
+            command.args(["exec", "--env", "LC_ALL=C", container, program]);
+            return command;
         }
-        Err(Error::new(ErrorKind::ToolFailed, format!("{program} failed")).caused_by(said))
+        let mut command = Command::new(self.bin.join(program));
+        if let Some((uid, gid)) = self.owner {
+            command.uid(uid).gid(gid).env_remove("HOME");
+        }
+        command
+    }
+
+    /// Whether there is such a program.
+    pub(crate) fn has(&self, program: &str) -> bool {
+        match self.container {
+            None => self.bin.join(program).is_file(),
+            Some(_) => self.ended(program, &["--version"]).is_ok_and(|ended| ended.code == Some(0)),
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::conninfo::{ConnInfo, Environment};
@@ -31,7 +31,7 @@ const AT_LEAST: [(&str, &str); 5] = [
 ];
 
 /// A server after its recovery.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Recovered {
     /// `pg_controldata`'s word for what it does now: `in production`, `in archive recovery`, `shut down in recovery`.
@@ -47,9 +47,10 @@ pub struct Recovered {
 }
 
 /// A data directory, and the programs that fit it.
-struct Cluster {
-    data: PathBuf,
-    programs: ServerPrograms,
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) data: PathBuf,
+    pub(crate) programs: ServerPrograms,
 }
 
 /// Starts a server, and waits until it has recovered: until it takes writes, waits at its target, or has stopped
@@ -63,39 +64,10 @@ struct Cluster {
 /// the server is left alone.
 pub async fn start_and_recover(data: &Path, tools: &Tools, cancel: &CancellationToken) -> Result<Recovered> {
     let data = std::path::absolute(data).map_err(|e| Error::io("naming the data directory", e))?;
-    let (begun, tools) = (Instant::now(), tools.clone());
-    let blocking = tokio::task::spawn_blocking(move || Cluster::start(data, &tools));
-    let started = tokio::select! {
-        biased;
-        () = cancel.cancelled() => return Err(Error::cancelled()),
-        started = blocking => started,
-    };
-    let cluster = started.map_err(|e| Error::internal("starting a server failed").caused_by(e))??;
-    let standby = cluster.data.join("standby.signal").exists();
-    loop {
-        let control = cluster.control()?;
-        let state = control.get("Database cluster state").cloned().unwrap_or_default();
-        let asked = cluster.ask().await;
-        let paused = asked.as_ref().is_some_and(|a| a.paused);
-        let stopped = !cluster.is_alive();
-        if stopped && state == "in archive recovery" {
-            return Err(cluster.failed("the server stopped during its recovery"));
-        }
-        if standby || paused || stopped || state == "in production" {
-            let (stopped_at, last_commit) = asked.map_or((None, None), |a| (a.stopped_at, a.last_commit));
-            return Ok(Recovered {
-                state,
-                seconds: begun.elapsed().as_secs_f64(),
-                timeline: control.get("Latest checkpoint's TimeLineID").cloned().unwrap_or_default(),
-                stopped_at,
-                last_commit,
-            });
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return Err(Error::cancelled()),
-            () = tokio::time::sleep(LOOK) => {}
-        }
-    }
+    let tools = tools.clone();
+    let found = tokio::task::spawn_blocking(move || Cluster::find(data, &tools)).await;
+    let cluster = found.map_err(|e| Error::internal("looking for server programs failed").caused_by(e))??;
+    cluster.recover(cancel).await
 }
 
 /// What a server says of its recovery.
@@ -106,7 +78,8 @@ struct Asked {
 }
 
 impl Cluster {
-    fn start(data: PathBuf, tools: &Tools) -> Result<Self> {
+    /// A data directory, and the programs of this host that fit it.
+    fn find(data: PathBuf, tools: &Tools) -> Result<Self> {
         let version = std::fs::read_to_string(data.join("PG_VERSION"))
             .map_err(|e| Error::io(format!("reading PG_VERSION in {}", data.display()), e))?;
         let major = version.trim().parse().unwrap_or(0);
@@ -125,28 +98,81 @@ impl Cluster {
             None
         };
         let bin = tool.path.parent().map(Path::to_owned).unwrap_or_default();
-        let cluster = Self { data, programs: ServerPrograms { bin, owner } };
-        cluster.raise_settings()?;
-        let (folder, log) = (cluster.data.display().to_string(), cluster.log().display().to_string());
+        Ok(Self { data, programs: ServerPrograms { bin, owner, container: None } })
+    }
+
+    /// Starts the server, and waits until it has recovered: see [`start_and_recover`].
+    pub(crate) async fn recover(self, cancel: &CancellationToken) -> Result<Recovered> {
+        let begun = Instant::now();
+        let blocking = tokio::task::spawn_blocking(move || self.start());
+        let started = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Error::cancelled()),
+            started = blocking => started,
+        };
+        let cluster = started.map_err(|e| Error::internal("starting a server failed").caused_by(e))??;
+        let standby = cluster.data.join("standby.signal").exists();
+        loop {
+            let control = cluster.control()?;
+            let state = control.get("Database cluster state").cloned().unwrap_or_default();
+            let asked = cluster.ask().await;
+            let paused = asked.as_ref().is_some_and(|a| a.paused);
+            let stopped = !cluster.is_alive();
+            if stopped && state == "in archive recovery" {
+                return Err(cluster.failed("the server stopped during its recovery"));
+            }
+            if standby || paused || stopped || state == "in production" {
+                let (stopped_at, last_commit) = asked.map_or((None, None), |a| (a.stopped_at, a.last_commit));
+                return Ok(Recovered {
+                    state,
+                    seconds: begun.elapsed().as_secs_f64(),
+                    timeline: control.get("Latest checkpoint's TimeLineID").cloned().unwrap_or_default(),
+                    stopped_at,
+                    last_commit,
+                });
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Err(Error::cancelled()),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Starts the server, and waits until it can be asked.
+    pub(crate) fn start(self) -> Result<Self> {
+        self.raise_settings()?;
+        let (folder, log) = (self.data.display().to_string(), self.log().display().to_string());
         let args = ["-D", &folder, "-l", &log, "-w", "-t", CONSISTENT_WITHIN, "start"];
-        if cluster.programs.run("pg_ctl", &args).is_ok() {
-            return Ok(cluster);
+        if self.programs.run("pg_ctl", &args).is_ok() {
+            return Ok(self);
         }
         // One that stops at its target was running for a moment only.
         let stopped =
-            cluster.control()?.get("Database cluster state").is_some_and(|s| s == "shut down in recovery");
-        if stopped { Ok(cluster) } else { Err(cluster.failed("the server does not start")) }
+            self.control()?.get("Database cluster state").is_some_and(|s| s == "shut down in recovery");
+        if stopped { Ok(self) } else { Err(self.failed("the server does not start")) }
+    }
+
+    /// Stops it: `fast`, or `immediate` as in a crash.
+    pub(crate) fn stop(&self, mode: &str) -> Result<()> {
+        let folder = self.data.display().to_string();
+        self.programs
+            .run("pg_ctl", &["-D", &folder, "-m", mode, "-w", "-t", CONSISTENT_WITHIN, "stop"])
+            .map(drop)
     }
 
     /// Whether the process is there that `postmaster.pid` names: a killed one leaves the file.
     fn is_alive(&self) -> bool {
+        if self.programs.container.is_some() {
+            // Its number is of another world.
+            return self.programs.run("pg_ctl", &["-D", &self.data.display().to_string(), "status"]).is_ok();
+        }
         let pid = std::fs::read_to_string(self.data.join("postmaster.pid")).ok();
         let pid = pid.and_then(|text| text.lines().next()?.trim().parse().ok());
         pid.and_then(rustix::process::Pid::from_raw)
             .is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
     }
 
-    fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.data.join("pgark.start.log")
     }
 
@@ -161,7 +187,7 @@ impl Cluster {
     }
 
     /// What `pg_controldata` prints.
-    fn control(&self) -> Result<BTreeMap<String, String>> {
+    pub(crate) fn control(&self) -> Result<BTreeMap<String, String>> {
         let text = self.programs.run("pg_controldata", &["-D", &self.data.display().to_string()])?;
         let pair = |line: &str| line.split_once(':').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()));
         Ok(text.lines().filter_map(pair).collect())

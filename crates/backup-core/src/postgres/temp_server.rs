@@ -191,7 +191,8 @@ impl TempServer {
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<()> {
-        ServerPrograms { bin: self.bin.clone(), owner: self.owner }.run(program, args).map(drop)
+        let programs = ServerPrograms { bin: self.bin.clone(), owner: self.owner, container: None };
+        programs.run(program, args).map(drop)
     }
 }
 
@@ -203,7 +204,7 @@ impl Drop for TempServer {
 }
 
 /// Whom the server runs as, when this process is root.
-fn server_owner() -> Result<Option<(u32, u32)>> {
+pub(crate) fn server_owner() -> Result<Option<(u32, u32)>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }

@@ -14,7 +14,7 @@ use ulid::Ulid;
 
 use super::open::RECORD_LIMIT;
 use super::record::{from_json, to_json};
-use super::{BackupId, BackupRecord, BackupSummary, ClusterName, FORMAT, Repository, State, layout};
+use super::{BackupId, BackupRecord, BackupSummary, ClusterName, FORMAT, Marks, Repository, State, layout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Created, Entry, Meta, elsewhere, list_sorted, read_if_there, worse};
 
@@ -51,18 +51,37 @@ pub struct Catalog {
     superseded: Vec<String>,
     /// Where the repository has copies, what each of them has that answered.
     copies: Vec<(Repository, Catalog)>,
+    /// Whether a copy did not answer.
+    incomplete: bool,
+    marks: Marks,
+    half_removed: BTreeSet<BackupId>,
 }
 
 impl Catalog {
     /// Reads the catalog of a cluster. One without backups is empty. Of a repository in several copies it is all that
     /// those have that answer.
     pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_listing(repository, cluster, false).await
+    }
+
+    /// The same, with a look whether every backup's folder is there: a host whose index was not the newest may have
+    /// written a backup into it that was removed meanwhile, and one that was copied there may be older than the index.
+    pub(crate) async fn load_whole(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_listing(repository, cluster, true).await
+    }
+
+    /// What one copy has, looked at whole. A record that is damaged there is left out.
+    pub(crate) async fn load_copy(copy: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_one(copy, cluster, true, true).await
+    }
+
+    async fn load_listing(repository: &Repository, cluster: &ClusterName, whole: bool) -> Result<Self> {
         let copies = repository.each_copy();
         if copies.is_empty() {
-            return Self::load_one(repository, cluster, false, false).await;
+            return Self::load_one(repository, cluster, false, whole).await;
         }
         let loads = copies.into_iter().map(|copy| async move {
-            let loaded = Self::load_one(&copy, cluster, true, false).await;
+            let loaded = Self::load_one(&copy, cluster, true, whole).await;
             (copy, loaded)
         });
         let (mut loaded, mut failed) = (Vec::new(), None);
@@ -78,7 +97,7 @@ impl Catalog {
         }
         match failed {
             Some(error) if loaded.is_empty() => Err(error),
-            _ => Ok(Self::merged(cluster, loaded)),
+            failed => Ok(Self { incomplete: failed.is_some(), ..Self::merged(cluster, loaded) }),
         }
     }
 
@@ -91,13 +110,17 @@ impl Catalog {
             }
             merged.abandoned.extend(copy.abandoned.iter().cloned());
             merged.unfinished.extend(copy.unfinished.iter().cloned());
+            merged.half_removed.extend(copy.half_removed.iter().cloned());
+            merged.marks.extend(copy.marks.clone());
         }
-        merged.abandoned.retain(|id| !merged.backups.contains_key(id));
-        merged.unfinished.sort_by(|a, b| a.id.cmp(&b.id));
-        merged.unfinished.dedup();
-        merged
-            .unfinished
-            .retain(|run| !merged.backups.contains_key(&run.id) && !merged.abandoned.contains(&run.id));
+        let Self { backups, abandoned, unfinished, half_removed, .. } = &mut merged;
+        abandoned.retain(|id| !backups.contains_key(id));
+        half_removed.retain(|id| !backups.contains_key(id));
+        unfinished.sort_by(|a, b| a.id.cmp(&b.id));
+        unfinished.dedup();
+        let known =
+            |id: &BackupId| backups.contains_key(id) || abandoned.contains(id) || half_removed.contains(id);
+        unfinished.retain(|run| !known(&run.id));
         merged.copies = copies;
         merged
     }
@@ -110,6 +133,9 @@ impl Catalog {
             unfinished: Vec::new(),
             superseded: Vec::new(),
             copies: Vec::new(),
+            incomplete: false,
+            marks: Marks::default(),
+            half_removed: BTreeSet::new(),
         }
     }
 
@@ -123,11 +149,6 @@ impl Catalog {
         let backups = self.backups.keys().map(|id| (id.clone(), places_of(id)));
         (!self.copies.is_empty())
             .then(|| backups.filter(|(_, places)| places.len() < self.copies.len()).collect())
-    }
-
-    /// Reads what one place has, also backups that came there after the index was written though they are older.
-    pub(crate) async fn load_whole(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
-        Self::load_one(repository, cluster, true, true).await
     }
 
     /// Whether a run was given up.
@@ -145,16 +166,16 @@ impl Catalog {
     ) -> Result<Self> {
         let (index, superseded) = newest_index(repository, cluster).await?;
         let (horizon, known, known_abandoned) = match index {
-            Some(index) => (Some(index.horizon).filter(|_| !whole), index.backups, index.abandoned),
+            Some(index) => (Some(index.horizon), index.backups, index.abandoned),
             None => (None, Vec::new(), Vec::new()),
         };
+        let listed_from = horizon.as_deref().filter(|_| !whole);
         let backups = known.into_iter().map(|b| (b.id.clone(), b)).collect();
         let mut catalog = Self { backups, superseded, ..Self::empty(cluster) };
         let known_abandoned: BTreeSet<BackupId> = known_abandoned.into_iter().collect();
         let mut unknown = Vec::new();
         let mut there = BTreeSet::new();
-        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), horizon.as_deref()).await?
-        {
+        for entry in list_sorted(&**repository.store(), &layout::backups(cluster), listed_from).await? {
             // What has no name of ours is not ours to judge.
             let (Entry::Folder(_), Ok(id)) = (&entry, entry.name().parse::<BackupId>()) else { continue };
             there.insert(id.clone());
@@ -167,7 +188,7 @@ impl Catalog {
         // Whatever the horizon does not cover and is gone was deleted after the index was written.
         catalog
             .backups
-            .retain(|id, _| horizon.as_deref().is_some_and(|h| id.as_str() <= h) || there.contains(id));
+            .retain(|id, _| listed_from.is_some_and(|from| id.as_str() <= from) || there.contains(id));
         let records: Vec<(BackupId, Result<Option<BackupRecord>>)> = futures::stream::iter(unknown)
             .map(|id| async move {
                 let record = repository.record_if_there(cluster, &id).await;
@@ -195,6 +216,15 @@ impl Catalog {
             }
         }
         catalog.unfinished.sort_by(|a, b| a.id.cmp(&b.id));
+        // Last: whatever is about to be removed was marked before it went.
+        catalog.marks = Marks::load(repository, cluster).await?;
+        // A removal that was interrupted has taken the record away: it is no run.
+        // A sweep may have taken it for one.
+        let Self { unfinished, abandoned, marks, half_removed, .. } = &mut catalog;
+        let gone =
+            unfinished.iter().map(|run| &run.id).chain(&*abandoned).filter(|id| marks.removal(id).is_some());
+        half_removed.extend(gone.cloned());
+        unfinished.retain(|run| !half_removed.contains(&run.id));
         Ok(catalog)
     }
 
@@ -208,6 +238,38 @@ impl Catalog {
         let mut sorted: Vec<&BackupSummary> = self.backups.values().collect();
         sorted.sort_by_key(|b| (b.started, &b.id));
         sorted.into_iter()
+    }
+
+    /// The marks of the backups.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Whether a backup is about to be removed. Nothing chooses it that was not told its id.
+    pub fn is_being_removed(&self, id: &BackupId) -> bool {
+        self.marks.removal(id).is_some()
+    }
+
+    /// Backups whose removal was interrupted: their records are gone, and objects are left.
+    pub fn half_removed(&self) -> &BTreeSet<BackupId> {
+        &self.half_removed
+    }
+
+    /// Says that the record of a backup is gone, of which the index still knew.
+    pub(crate) fn forget(&mut self, id: &BackupId) {
+        if self.backups.remove(id).is_some() {
+            self.half_removed.insert(id.clone());
+        }
+    }
+
+    /// Whether anything of a run is there: a backup, what is left of one, or a run at work. A copy that did not answer may
+    /// have something.
+    pub(crate) fn has_folder(&self, id: &BackupId) -> bool {
+        self.incomplete
+            || self.backups.contains_key(id)
+            || self.abandoned.contains(id)
+            || self.half_removed.contains(id)
+            || self.unfinished.iter().any(|run| run.id == *id)
     }
 
     /// Runs without a record, oldest first.
@@ -230,15 +292,14 @@ impl Catalog {
                 .with_hint("pgark list shows the backups that there are")
         };
         if wanted == "latest" {
-            return self.backups().rfind(|b| b.is_complete()).ok_or_else(|| {
-                match self.backups().next_back() {
-                    None => missing(format!("there is no backup of {}", self.cluster)),
-                    Some(partial) => missing(format!(
-                        "there is no complete backup of {}; the last one, {}, lacks databases",
-                        self.cluster, partial.id
-                    ))
-                    .with_hint("give its id to use what it holds"),
-                }
+            let stays = |b: &&BackupSummary| b.is_complete() && !self.is_being_removed(&b.id);
+            return self.backups().rfind(stays).ok_or_else(|| match self.backups().next_back() {
+                None => missing(format!("there is no backup of {}", self.cluster)),
+                Some(partial) => missing(format!(
+                    "there is no complete backup of {}; the last one, {}, lacks databases",
+                    self.cluster, partial.id
+                ))
+                .with_hint("give its id to use what it holds"),
             });
         }
         let mut found = self.backups().filter(|b| !wanted.is_empty() && b.id.as_str().starts_with(wanted));
@@ -253,7 +314,9 @@ impl Catalog {
     /// who restores `latest` wants no part without a word.
     pub fn latest_whole(&self, kind: &str) -> Option<&BackupSummary> {
         let newest = |whole: bool| {
-            self.backups().rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
+            self.backups()
+                .filter(|b| !self.is_being_removed(&b.id))
+                .rfind(|b| b.kind == kind && b.is_complete() && (!whole || !b.is_selection()))
         };
         newest(true).or_else(|| newest(false))
     }

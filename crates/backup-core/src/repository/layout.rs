@@ -28,6 +28,11 @@ pub fn index(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/index")
 }
 
+/// Folder of the records of a cluster's drills.
+pub fn drills(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/drills")
+}
+
 /// Folder of the marks of a cluster's backups.
 pub fn marks(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/marks")
@@ -47,6 +52,11 @@ pub fn identity(cluster: &ClusterName) -> String {
 /// segments begin anew.
 pub fn wal(cluster: &ClusterName, system: u64) -> String {
     format!("{CLUSTERS}/{cluster}/wal/{system}")
+}
+
+/// Folder of all WAL of a cluster: those of the systems, and that of the keys.
+pub fn wal_root(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/wal")
 }
 
 /// Folder of the wrapped keys of WAL.

@@ -29,6 +29,7 @@ pub use keys::{Rotated, rotate_key};
 pub(crate) use keys::{age_of_key, has_key, keys_in, open_cipher, open_key};
 pub use marks::{Mark, Marks, Verb};
 pub(crate) use open::RECORD_LIMIT;
+pub(crate) use open::announcement;
 pub use open::{Abilities, FORMAT, Repository};
 pub(crate) use raw_digest::RawHasher;
 pub use raw_digest::{Hash128, RawDigest};
@@ -37,5 +38,5 @@ pub use record::{
     PartRecord, Started, State, Tool,
 };
 pub(crate) use record::{PARTIAL, from_json, to_json};
-pub(crate) use run::{Run, delete_leftovers, host_name};
+pub(crate) use run::{Run, check_clock, delete_leftovers, host_name, signed};
 pub use sweep::{DEFAULT_GRACE, Swept};

@@ -8,7 +8,7 @@ use ulid::Ulid;
 
 use super::layout;
 use super::record::{Tool, from_json, to_json};
-use super::{BackupId, BackupRecord, ClusterName};
+use super::{BackupId, BackupRecord, ClusterName, Started};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
     Created, Entry, Store, elsewhere, list_sorted, read_if_there, read_whole, sources, worse,
@@ -176,7 +176,7 @@ impl Repository {
         Ok(record)
     }
 
-    pub(super) async fn record_if_there(
+    pub(crate) async fn record_if_there(
         &self,
         cluster: &ClusterName,
         id: &BackupId,
@@ -221,6 +221,17 @@ impl Repository {
         }
         Ok(record)
     }
+}
+
+/// What a run announced; nothing where it is gone.
+pub(crate) async fn announcement(
+    repository: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+) -> Result<Option<Started>> {
+    let key = format!("{}/{}", layout::backup(cluster, id), layout::STARTED);
+    let body = read_if_there(&**repository.store(), &key, 1 << 20).await?;
+    body.map(|body| from_json(&body, &key)).transpose()
 }
 
 /// Tries what the store can do, on an object of its own.

@@ -2,6 +2,7 @@
 //! lose what a newer one wrote.
 
 use std::fmt;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,15 @@ impl Digest {
 impl From<blake3::Hash> for Digest {
     fn from(hash: blake3::Hash) -> Self {
         Self(hash)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |_| Error::new(ErrorKind::Usage, "a BLAKE3 digest has 64 hexadecimal digits");
+        blake3::Hash::from_hex(text).map(Self).map_err(wrong)
     }
 }
 

@@ -19,6 +19,18 @@ use crate::store::{Created, Entry, Meta, Store, list_sorted, read_if_there};
 /// How far this host's clock may be from the store's. Listings count on ids that sort by time.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_hours(1);
 
+/// Compares this host's clock with the store's.
+///
+/// # Errors
+/// [`ClockSkew`](ErrorKind::ClockSkew)
+pub(crate) fn check_clock(by_host: Timestamp, by_store: Timestamp) -> Result<()> {
+    if by_store.duration_since(by_host).abs() <= CLOCK_TOLERANCE {
+        return Ok(());
+    }
+    let message = format!("this host's clock says {by_host:.0}, the store's says {by_store:.0}");
+    Err(Error::new(ErrorKind::ClockSkew, message).with_hint("set the clock (NTP) and try again"))
+}
+
 /// A run from its announcement to its commit.
 pub(crate) struct Run {
     repository: Repository,
@@ -65,12 +77,9 @@ impl Run {
                 continue;
             }
             let by_store = run.store().head(&key).await?.modified;
-            if by_store.duration_since(started).abs() > CLOCK_TOLERANCE {
+            if let Err(error) = check_clock(started, by_store) {
                 run.give_up().await;
-                let message = format!("this host's clock says {started:.0}, the store's says {by_store:.0}");
-                return Err(
-                    Error::new(ErrorKind::ClockSkew, message).with_hint("set the clock (NTP) and try again")
-                );
+                return Err(error);
             }
             return Ok(run);
         }
@@ -248,6 +257,6 @@ pub(crate) fn host_name() -> String {
 }
 
 /// The grace period as jiff's type.
-pub(super) fn signed(duration: Duration) -> SignedDuration {
+pub(crate) fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }

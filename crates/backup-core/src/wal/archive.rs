@@ -136,6 +136,12 @@ impl Archive {
         }
     }
 
+    /// Names of the objects that hold keys.
+    pub(super) async fn key_objects(&self) -> Result<std::collections::HashSet<String>> {
+        let entries = list_sorted(self.store(), &layout::wal_keys(&self.cluster), None).await?;
+        Ok(entries.iter().map(|entry| entry.name().to_owned()).collect())
+    }
+
     /// Every history, by timeline.
     pub async fn histories(&self) -> Result<Vec<StoredHistory>> {
         self.store().list(&self.history_folder(), None).try_collect().await.map(|e| self.histories_in(e))

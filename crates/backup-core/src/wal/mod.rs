@@ -20,6 +20,7 @@ mod push;
 mod read;
 mod receive;
 mod seal;
+mod survey;
 mod verify;
 
 pub use archive::{Archive, StoredHistory};
@@ -35,6 +36,7 @@ pub use page::{SegmentHeader, TimeScan, Times};
 pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
 pub use receive::Receiver;
+pub use survey::{Newest, Stretch, Survey};
 pub use verify::{WalFinding, WalReport};
 
 /// The digest of a stored object of WAL, as its name says it.

@@ -35,9 +35,14 @@ pub struct Piece {
 pub struct ShortDigest(String);
 
 impl ShortDigest {
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// Whether a text is one.
+    pub(super) fn is_one(text: &str) -> Option<()> {
         let digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        (text.len() == 32 && digits).then(|| Self(text.to_owned()))
+        (text.len() == 32 && digits).then_some(())
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        Self::is_one(text).map(|()| Self(text.to_owned()))
     }
 
     /// As text.

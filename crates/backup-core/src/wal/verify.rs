@@ -1,11 +1,13 @@
 //! Reading an archive through.
 
+use std::collections::HashSet;
+
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
-use super::name::WalName;
+use super::name::{SegmentName, WalName};
 use super::object::{Piece, RESOLVED, ShortDigest};
 use super::place::Place;
 use super::read::Sink;
@@ -72,9 +74,46 @@ impl Archive {
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
         let objects = list_deep(self.store(), &self.root()).await?;
+        self.verify_objects(objects, stored_only, jobs, cancel).await
+    }
+
+    /// The same for the objects of some segments. One that is not there to its end is a finding.
+    ///
+    /// # Errors
+    /// As [`Archive::verify`].
+    pub async fn verify_segments(
+        &self,
+        segments: &[SegmentName],
+        stored_only: bool,
+        jobs: usize,
+        cancel: &CancellationToken,
+    ) -> Result<WalReport> {
+        let (mut objects, mut missing) = (Vec::new(), Vec::new());
+        for segment in segments {
+            let stored = self.stored(&WalName::Segment(*segment)).await?;
+            if !stored.is_complete() {
+                let why = "it is missing, or not all of it is there".to_owned();
+                missing.push(WalFinding { object: segment.to_string(), why });
+            }
+            objects.extend(stored.pieces.into_iter().map(|(_, meta)| meta));
+        }
+        let mut report = self.verify_objects(objects, stored_only, jobs, cancel).await?;
+        report.findings.append(&mut missing);
+        Ok(report)
+    }
+
+    async fn verify_objects(
+        &self,
+        objects: Vec<Meta>,
+        stored_only: bool,
+        jobs: usize,
+        cancel: &CancellationToken,
+    ) -> Result<WalReport> {
+        let keys = self.key_objects().await?;
+        let keys = &keys;
         let checked: Vec<(u64, u64, Option<WalFinding>)> = futures::stream::iter(objects)
             .take_until(cancel.cancelled())
-            .map(|meta| async move { self.verify_object(&meta, stored_only).await })
+            .map(|meta| async move { self.verify_object(&meta, stored_only, keys).await })
             .buffer_unordered(jobs.max(1))
             .try_collect()
             .await?;
@@ -92,7 +131,12 @@ impl Archive {
         Ok(report)
     }
 
-    async fn verify_object(&self, meta: &Meta, stored_only: bool) -> Result<(u64, u64, Option<WalFinding>)> {
+    async fn verify_object(
+        &self,
+        meta: &Meta,
+        stored_only: bool,
+        keys: &HashSet<String>,
+    ) -> Result<(u64, u64, Option<WalFinding>)> {
         let name = meta.key.rsplit('/').next().unwrap_or_default();
         let found = |why: String| Some(WalFinding { object: meta.key.clone(), why });
         // The text of histories is compared when they are read for the windows.
@@ -102,6 +146,11 @@ impl Archive {
         let Some(piece) = Piece::parse(name) else {
             return Ok((meta.bytes, 0, found("it has no name of WAL".to_owned())));
         };
+        if let Some((id, method)) = &piece.key
+            && !keys.contains(&format!("{id}.{method}"))
+        {
+            return Ok((meta.bytes, 0, found(format!("its key {id} is missing: nobody can read it"))));
+        }
         let read = if stored_only {
             self.compare_stored(&piece, &meta.key).await.map(|()| 0)
         } else {

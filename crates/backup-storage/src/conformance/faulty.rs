@@ -127,6 +127,11 @@ impl<T: Transport> Transport for Faulty<T> {
         self.inner.list(folder, after, token).await
     }
 
+    async fn walk(&self, folder: &str, token: Option<String>) -> Result<Option<Page>> {
+        self.before(&format!("walk {folder} {token:?}")).await?;
+        self.inner.walk(folder, token).await
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         let request = format!("delete {key}");
         self.before(&request).await?;

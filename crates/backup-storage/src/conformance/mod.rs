@@ -7,9 +7,9 @@ mod faulty;
 
 use std::sync::Arc;
 
-use backup_core::{Created, Entry, ErrorKind, Store, list_sorted, read_whole};
+use backup_core::{Created, Entry, ErrorKind, Meta, Store, list_sorted, read_whole};
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 pub use faulty::{Fault, Faulty};
 
@@ -42,6 +42,7 @@ pub async fn check_with(store: Arc<dyn Store>, allowed: Allowances) {
     uploads(&*store).await;
     ranges(&*store).await;
     listings(&*store).await;
+    walks(&*store).await;
     one_of_many_creators_wins(&store, allowed).await;
     deletes(&*store).await;
 }
@@ -190,6 +191,43 @@ async fn listings(store: &dyn Store) {
         ["a", "list", "list-beside", "up"],
         "the root"
     );
+}
+
+async fn walks(store: &dyn Store) {
+    let keys = async |folder: &str| {
+        let mut found: Vec<Meta> = store.walk(folder).try_collect().await.unwrap();
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        found
+    };
+    let found = keys("list").await;
+    let names: Vec<&str> = found.iter().map(|meta| meta.key.as_str()).collect();
+    let expected = ["0/deep/x", "1/deep/x", "2/deep/x", "3/deep/x", "4/deep/x"].map(|n| format!("list/{n}"));
+    let files = (0..5).map(|i| format!("list/file-{i}"));
+    assert_eq!(names, expected.into_iter().chain(files).collect::<Vec<_>>(), "all objects below a folder");
+    assert_eq!(found[8].bytes, 3, "objects have their length");
+    let head = store.head("list/file-3").await.unwrap();
+    assert_eq!(found[8].modified, head.modified, "and the time that a look at one shows");
+    let deep = keys("list/3/deep").await;
+    assert!(deep.len() == 1 && deep[0].key == "list/3/deep/x", "a folder is the whole of its key");
+    for nothing in ["nothing/here", "list/file-1", "lis", "list/3/dee"] {
+        assert!(keys(nothing).await.is_empty(), "there is no folder {nothing}");
+    }
+    let everywhere = keys("").await;
+    assert!(everywhere.len() > 12 && everywhere.iter().any(|m| m.key == "list-beside/x"), "all of a store");
+    // More than a page of any store that is known.
+    let many: Vec<String> = (0..1100).map(|i| format!("many/{:03}/{i:04}", i % 7)).collect();
+    let created: Vec<Created> = futures::stream::iter(&many)
+        .map(|key| async move { store.create(key, Bytes::from_static(b"x")).await.unwrap() })
+        .buffer_unordered(16)
+        .collect()
+        .await;
+    assert_eq!(created.len(), many.len());
+    let found = keys("many").await;
+    let mut expected = many.clone();
+    expected.sort();
+    assert!(found.iter().map(|meta| &meta.key).eq(&expected), "each object once, over all pages");
+    assert!(store.delete(&many).await.iter().all(Result::is_ok));
+    assert!(keys("many").await.is_empty(), "what is deleted is not listed");
 }
 
 async fn one_of_many_creators_wins(store: &Arc<dyn Store>, allowed: Allowances) {

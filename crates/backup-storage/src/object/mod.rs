@@ -71,6 +71,23 @@ impl<C: Client> Bucket<C> {
         below.unwrap_or(full).to_owned()
     }
 
+    /// What the keys of all objects in a folder begin with.
+    fn prefix_of(&self, folder: &str) -> Result<String> {
+        let path = self.path(folder)?;
+        Ok(if path.as_ref().is_empty() { String::new() } else { format!("{path}/") })
+    }
+
+    async fn page(&self, folder: &str, prefix: &str, options: PaginatedListOptions) -> Result<Page> {
+        let prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
+        let page = self.client.list_paginated(prefix, options).await.map_err(|e| classify(folder, e))?;
+        let mut entries = Vec::with_capacity(page.result.objects.len() + page.result.common_prefixes.len());
+        for found in &page.result.objects {
+            entries.push(Entry::Object(self.meta(found)?));
+        }
+        entries.extend(page.result.common_prefixes.iter().map(|path| Entry::Folder(self.key(path))));
+        Ok(Page { entries, next: page.page_token })
+    }
+
     fn attributes(&self, key: &str) -> Attributes {
         let class = self.storage_class.of(key).map(|class| (Attribute::StorageClass, class.to_owned()));
         Attributes::from_iter(class)
@@ -121,27 +138,23 @@ impl<C: Client> Transport for Bucket<C> {
     }
 
     async fn list(&self, folder: &str, after: Option<&str>, token: Option<String>) -> Result<Page> {
-        let path = self.path(folder)?;
-        let prefix = if path.as_ref().is_empty() { String::new() } else { format!("{path}/") };
+        let prefix = self.prefix_of(folder)?;
         let options = PaginatedListOptions {
             offset: after.map(|after| format!("{prefix}{after}")),
             delimiter: Some(Cow::Borrowed("/")),
             page_token: token,
             ..PaginatedListOptions::default()
         };
-        let listed = self
-            .client
-            .list_paginated(Some(&prefix).filter(|p| !p.is_empty()).map(String::as_str), options)
-            .await;
-        let page = listed.map_err(|e| classify(folder, e))?;
-        let mut entries = Vec::new();
-        for found in &page.result.objects {
-            entries.push(Entry::Object(self.meta(found)?));
-        }
-        entries.extend(page.result.common_prefixes.iter().map(|path| Entry::Folder(self.key(path))));
+        let mut page = self.page(folder, &prefix, options).await?;
         // A folder's prefix, with its slash, sorts after its bare name: the offset does not leave it out.
-        entries.retain(|e| after.is_none_or(|after| e.name() > after));
-        Ok(Page { entries, next: page.page_token })
+        page.entries.retain(|e| after.is_none_or(|after| e.name() > after));
+        Ok(page)
+    }
+
+    async fn walk(&self, folder: &str, token: Option<String>) -> Result<Option<Page>> {
+        let prefix = self.prefix_of(folder)?;
+        let options = PaginatedListOptions { page_token: token, ..PaginatedListOptions::default() };
+        self.page(folder, &prefix, options).await.map(Some)
     }
 
     async fn delete(&self, key: &str) -> Result<()> {

@@ -219,6 +219,10 @@ impl Store for Copy {
         self.store.delete(keys).await.into_iter().map(|result| self.away.seen(result)).collect()
     }
 
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        self.asked("", self.store.free_bytes()).await
+    }
+
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
         self.asked("", self.store.sweep_temporaries(age)).await
     }

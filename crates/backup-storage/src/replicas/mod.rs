@@ -334,6 +334,12 @@ impl Store for Replicas {
         Some(Kept { copies, whole: copies - missing.len(), missing })
     }
 
+    async fn free_bytes(&self) -> Result<Option<u64>> {
+        let asked = futures::future::join_all(self.0.copies.iter().map(|copy| copy.free_bytes())).await;
+        // What does not answer now is told by those who write to it.
+        Ok(asked.into_iter().filter_map(|free| free.ok().flatten()).min())
+    }
+
     async fn sweep_temporaries(&self, age: Duration) -> Result<u64> {
         let swept = self.0.copies.iter().map(|copy| copy.sweep_temporaries(age));
         let mut removed = 0;

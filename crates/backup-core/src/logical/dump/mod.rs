@@ -21,7 +21,9 @@ use tokio::task::JoinSet;
 pub use selection::Selection;
 
 use self::plan::Sizes;
+pub(super) use self::snapshot::SETTINGS;
 use self::snapshot::{Locked, Snapshot};
+pub(super) use self::tables::Table;
 use self::work::Work;
 use self::worker::{Locks, Worker};
 use super::archive::{BLOBS, Toc};

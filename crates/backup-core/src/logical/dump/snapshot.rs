@@ -17,7 +17,7 @@ const LOCK_TIMEOUT: &str = "5s";
 
 /// Settings of every session that reads rows: those of `pg_dump` (`setup_connection` in `pg_dump.c`, PostgreSQL 18), so
 /// that rows come as it writes them, and those that make ranges of ctid fast and rows comparable.
-const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; \
+pub(in crate::logical) const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; \
      SET bytea_output = hex; SET timezone = 'UTC'; SET synchronize_seqscans = off; SET statement_timeout = 0; \
      SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET row_security = off; SET jit = off; \
      SET max_parallel_workers_per_gather = 0; SET enable_tidscan = on; SET standard_conforming_strings = on;";

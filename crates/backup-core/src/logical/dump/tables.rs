@@ -4,7 +4,7 @@ use super::super::archive::{COPY_END, Entry, TABLE_DATA};
 
 /// A table whose rows are dumped.
 #[derive(Debug, Clone)]
-pub(super) struct Table {
+pub(in crate::logical) struct Table {
     /// Number of its data's entry.
     pub(super) entry: i32,
     pub(super) oid: u32,
@@ -27,20 +27,20 @@ pub(super) struct Table {
 
 /// Some blocks of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Blocks {
+pub(in crate::logical) struct Blocks {
     pub(super) from: u64,
     /// The last range is open: blocks may have been added since the size was read.
     pub(super) to: Option<u64>,
 }
 
 impl Table {
-    pub(super) fn has_rows(entry: &Entry) -> bool {
+    pub(in crate::logical) fn has_rows(entry: &Entry) -> bool {
         entry.kind == TABLE_DATA
             && entry.has_data
             && entry.copy.as_ref().is_some_and(|c| c.ends_with(COPY_END))
     }
 
-    pub(super) fn new(entry: &Entry, schema: String, name: String) -> Self {
+    pub(in crate::logical) fn new(entry: &Entry, schema: String, name: String) -> Self {
         let columns = entry.columns();
         let columns = columns.strip_prefix(b"(").and_then(|c| c.strip_suffix(b")")).unwrap_or_default();
         Self {
@@ -73,7 +73,7 @@ impl Table {
     }
 
     /// The COPY that writes its rows, or those of some blocks. With ONLY: rows of inheriting tables are theirs.
-    pub(super) fn copy_sql(&self, blocks: Option<Blocks>) -> Vec<u8> {
+    pub(in crate::logical) fn copy_sql(&self, blocks: Option<Blocks>) -> Vec<u8> {
         let condition = match (blocks, &self.condition) {
             (Some(Blocks { from, to: Some(to) }), _) => {
                 format!("WHERE ctid >= '({from},0)' AND ctid < '({to},0)'")

@@ -29,6 +29,7 @@ use futures::StreamExt;
 use serde_json::{Map, Value};
 
 pub use options::{LoadOptions, TableName};
+pub(super) use preflight::roles_of;
 pub use target::Prospect;
 pub(super) use target::is_taken;
 

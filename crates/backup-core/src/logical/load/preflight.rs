@@ -130,6 +130,35 @@ async fn roles(
     Ok(())
 }
 
+/// Every role that a restore of all entries needs: owners, and those that privileges and policies name.
+pub(in crate::logical) fn roles_of(toc: &Toc) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for entry in &toc.entries {
+        let text = String::from_utf8_lossy(entry.definition.as_deref().unwrap_or_default());
+        match entry.kind.as_str() {
+            "ACL" | "DEFAULT ACL" => names.extend(named_in(&text)),
+            "POLICY" => names.extend(named_in_policy(&text)),
+            _ => {}
+        }
+        names.insert(String::from_utf8_lossy(entry.owner.as_deref().unwrap_or_default()).into_owned());
+    }
+    names.remove("");
+    names
+}
+
+/// The roles of `CREATE POLICY … TO a, b USING …` (`dumpPolicy` in `pg_dump.c`, PostgreSQL 15 to 18). `PUBLIC` is not
+/// written.
+fn named_in_policy(policy: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut rest = policy.find(" TO ").map_or("", |at| &policy[at + 4..]);
+    while let Some((name, after)) = identifier(rest) {
+        names.insert(name);
+        let Some(more) = after.strip_prefix(", ") else { break };
+        rest = more;
+    }
+    names
+}
+
 /// The roles that GRANT, REVOKE and ALTER DEFAULT PRIVILEGES name (`buildACLCommands` in `dumputils.c`, PostgreSQL 15 to
 /// 18), a statement a line.
 fn named_in(acl: &str) -> BTreeSet<String> {

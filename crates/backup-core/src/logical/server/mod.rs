@@ -22,10 +22,10 @@ use super::contents::{DatabaseContents, DatabaseFailure, LogicalContents};
 use super::database::maintenance;
 use super::dump::{Dump, server_facts};
 use super::{KIND, contents::LeftOut};
-use crate::dumper::{Ctx, Dumped, Dumper, PartSink};
+use crate::dumper::{Ctx, Dumped, Dumper, PartSink, PartSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::postgres::{ConnInfo, Tools};
+use crate::postgres::{ConnInfo, Session, Tools};
 use crate::repository::PARTIAL;
 
 /// What the tasks of the parts hold beside what the sessions do: a piece each, and a small table as a whole.
@@ -114,6 +114,16 @@ impl ServerDump {
             }
         }
     }
+}
+
+/// Brings the globals back, as far as the server takes them; what it does not take is told.
+pub(super) async fn restore_globals(
+    session: &Session,
+    parts: &dyn PartSource,
+    part: u32,
+    ctx: &Ctx,
+) -> Result<()> {
+    roles::Roles::on(session).await?.run(parts, part, ctx).await.map(drop)
 }
 
 /// An error and its causes, on one line.

@@ -88,12 +88,15 @@ impl Parent {
     }
 }
 
-/// Why a backup cannot be restored: what it builds on is gone.
+/// Why nothing can build on a backup: it is about to be removed, or what it builds on is gone or is about to be.
 fn broken(catalog: &Catalog, backup: &BackupSummary) -> Option<String> {
     let known: BTreeMap<&BackupId, &BackupSummary> = catalog.backups().map(|b| (&b.id, b)).collect();
     let mut at = backup;
     // A chain is no longer than the catalog, unless it runs in a circle.
     for _ in 0..known.len() {
+        if catalog.is_being_removed(&at.id) {
+            return Some(format!("backup {} is about to be removed", at.id));
+        }
         let parent = at.parent.as_ref()?;
         match known.get(parent) {
             Some(found) => at = found,

@@ -1,5 +1,19 @@
-//! The trait of a retention rule, and the simplest rules. Rules are pure: records and the time go in,
-//! verdicts come out, and nothing is deleted here.
+//! Which backups stay, and throwing the others away.
+//!
+//! A rule is a [`RetentionPolicy`]: records and the time go in, verdicts come out, and nothing is deleted. [`Rules`] are
+//! pgark's own, united; [`decide`] adds what no rule may forget: what the kept backups build on, pins, the newest good
+//! backup. [`Prune`] carries it out.
+
+mod bucket;
+mod count;
+mod decide;
+mod marked;
+mod period;
+mod pin;
+mod prune;
+mod rules;
+mod wal;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,6 +21,17 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::repository::{BackupId, BackupSummary};
+
+pub use bucket::{Every, Newest};
+pub use count::KeepLast;
+pub use decide::{Decision, Known, decide};
+pub use marked::{Pinned, Verified};
+pub use period::Period;
+pub use pin::{PinAnswer, pin, unpin};
+pub use prune::{DEFAULT_MAX_SHARE, DEFAULT_WAIT, Left, Planned, Prune, PrunePlan, Pruned, Sums, WalRemoval};
+pub use rules::Rules;
+pub use wal::WalNeeds;
+pub use window::{RecoveryWindow, Within};
 
 /// What a rule says of one backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +44,13 @@ pub struct Verdict {
     pub reasons: Vec<String>,
 }
 
+impl Verdict {
+    /// Kept, where there is a reason.
+    fn of(backup: &BackupSummary, reason: Option<String>) -> Self {
+        Self { id: backup.id.clone(), keep: reason.is_some(), reasons: reason.into_iter().collect() }
+    }
+}
+
 /// Decides which backups to keep.
 ///
 /// # Contract
@@ -27,39 +59,9 @@ pub struct Verdict {
 /// - A verdict to remove is no more than a rule's opinion: united rules keep what any of them keeps, and
 ///   whoever deletes adds what the kept backups need.
 pub trait RetentionPolicy: Send + Sync {
-    /// Gives the verdicts. `backups` are the committed backups of one cluster, oldest first.
+    /// Gives the verdicts. `backups` are committed backups of one cluster, oldest first; [`decide`] gives the good ones of
+    /// one kind and one database at a time.
     fn decide(&self, backups: &[BackupSummary], now: Timestamp) -> Vec<Verdict>;
-}
-
-/// Keeps the newest backups. One that is not [complete](BackupSummary::is_complete) does not count as one of them; it is
-/// kept until a complete one follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeepLast(
-    /// How many.
-    pub usize,
-);
-
-impl RetentionPolicy for KeepLast {
-    fn decide(&self, backups: &[BackupSummary], _: Timestamp) -> Vec<Verdict> {
-        // How many complete ones follow.
-        let mut newer = 0;
-        let mut verdicts: Vec<Verdict> = backups
-            .iter()
-            .rev()
-            .map(|backup| {
-                let complete = backup.is_complete();
-                let (keep, reason) = if complete {
-                    (newer < self.0, format!("one of the last {}", self.0))
-                } else {
-                    (newer == 0, "no complete one follows it".to_owned())
-                };
-                newer += usize::from(complete);
-                Verdict { id: backup.id.clone(), keep, reasons: keep.then_some(reason).into_iter().collect() }
-            })
-            .collect();
-        verdicts.reverse();
-        verdicts
-    }
 }
 
 /// Several rules: a backup is kept when any of them keeps it.

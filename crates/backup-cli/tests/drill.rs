@@ -1,0 +1,389 @@
+//! Drills: good ones, ones that must fail, and what they leave behind.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cli;
+mod host;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cli::{Pgark, said};
+use host::{Host, archived};
+use pgark::ErrorKind;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::containers;
+use support::physical::{folder_for, server_with_checksums};
+use support::{left_out, sample, server, sql};
+
+/// What came of a step.
+fn step<'a>(record: &'a Value, name: &str) -> &'a Value {
+    let phases = record["phases"].as_array().unwrap();
+    phases.iter().find(|phase| phase["step"] == name).unwrap_or_else(|| panic!("no {name}: {record:#}"))
+}
+
+fn outcome(record: &Value, name: &str) -> String {
+    step(record, name)["outcome"].as_str().unwrap().to_owned()
+}
+
+/// Fails with this exit code; its record.
+fn fails(pgark: &Pgark, args: &[&str], code: u8) -> Value {
+    let output = pgark.run(&[&["--json", "drill"], args].concat());
+    assert_eq!(output.status.code(), Some(i32::from(code)), "{}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&output)))
+}
+
+/// A folder that the server's user can enter.
+fn work_dir(pgark: &Pgark) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    for path in [pgark.home().to_owned(), pgark.path("work")] {
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    pgark.place("work")
+}
+
+fn assert_empty(folder: &str) {
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_physical_backup_with_its_archive() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    let space = folder_for(&server, "space");
+    sql(&server, "postgres", &format!("CREATE TABLESPACE space LOCATION '{}'", space.display())).await;
+    sql(&server, "postgres", "CREATE TABLE t TABLESPACE space AS SELECT n FROM generate_series(1, 1000) n")
+        .await;
+    host.back_up_with(&server, &["--physical", "--wal", "stream"]);
+    archived(&server).await;
+    sql(&server, "postgres", "INSERT INTO t SELECT n FROM generate_series(1, 500) n").await;
+    archived(&server).await;
+    let before = host::one(&server, "SELECT clock_timestamp()").await;
+    for _ in 0..3 {
+        sql(&server, "postgres", "INSERT INTO t SELECT n FROM generate_series(1, 100) n").await;
+        archived(&server).await;
+    }
+    let work = host.place("work");
+    let drill = |more: &[&str]| host.json(&[&["drill", "--work-dir", &work], more].concat());
+    let record = drill(&["--check", "SELECT count(*) = 1800 FROM t"]);
+    assert_eq!((&record["good"], &record["place"]), (&json!(true), &json!("this host")), "{record:#}");
+    for passed in ["restore", "recover", "checks", "amcheck"] {
+        assert_eq!(outcome(&record, passed), "passed", "{record:#}");
+    }
+    // Without data checksums there is nothing to compare, and it does not say that there was.
+    assert_eq!(outcome(&record, "checksums"), "not_done");
+    assert_eq!(record["recovered"]["state"], "in production");
+    assert!(record["rto_seconds"].as_f64().unwrap() > 0.0);
+    assert_empty(&work);
+    // It is kept.
+    let kept =
+        host.path("repo/clusters/main/drills").join(format!("{}.json", record["id"].as_str().unwrap()));
+    let kept: Value = serde_json::from_slice(&std::fs::read(kept).unwrap()).unwrap();
+    assert_eq!((&kept["good"], &kept["rto_seconds"]), (&record["good"], &record["rto_seconds"]));
+    assert_eq!(kept["phases"].as_array().unwrap().len(), record["phases"].as_array().unwrap().len());
+    // Anybody who can read the repository can read it.
+    assert!(!kept.to_string().contains("FROM t") && !kept.to_string().contains("postgres\""), "{kept:#}");
+
+    let record = drill(&["--to-time", &before, "--check", "SELECT count(*) = 1500 FROM t"]);
+    assert_eq!(record["good"], true, "{record:#}");
+    // A check that is not true fails the drill.
+    let output = host.run(&["--json", "drill", "--work-dir", &work, "--check", "SELECT count(*) = 1 FROM t"]);
+    assert_eq!(output.status.code(), Some(50), "{}", said(&output));
+    // The source's tablespace is as it was, and so is its archive.
+    assert!(space.join("PG_15_202209061").exists() || std::fs::read_dir(&space).unwrap().count() > 0);
+    assert_eq!(host.json(&["wal", "verify"])["good"], true);
+    assert_empty(&work);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logical_backups() {
+    let server = server();
+    sql(&server, "postgres", &sample(2000)).await;
+    sql(&server, "postgres", "CREATE ROLE app; CREATE ROLE reader; ALTER TABLE people OWNER TO app").await;
+    sql(
+        &server,
+        "postgres",
+        "GRANT SELECT ON adults TO reader; ALTER TABLE people ENABLE ROW LEVEL SECURITY",
+    )
+    .await;
+    sql(&server, "postgres", "CREATE POLICY own ON people FOR SELECT TO reader, app USING (true)").await;
+    let pgark = Pgark::new();
+    let work = work_dir(&pgark);
+    let pgark = pgark.with("PGARK_REPO", "repo");
+    let db = server.url("postgres");
+    pgark.json(&["backup", "--db", &db]);
+    let script = pgark
+        .write("checks.sql", "SET enable_seqscan = off; SELECT count(*) = 2000 FROM people; SELECT true;");
+    let record = pgark.json(&["drill", "--work-dir", &work, "--sql-file", &script]);
+    assert_eq!(record["good"], true, "{record:#}");
+    for passed in ["restore", "recover", "compare", "checks", "amcheck"] {
+        assert_eq!(outcome(&record, passed), "passed", "{record:#}");
+    }
+    assert!(record["warnings"].to_string().contains("app, reader"), "{record:#}");
+    pgark.json(&["backup", "--db", &db, "--all-databases"]);
+    let text = pgark.text(&["drill", "--work-dir", &work]);
+    assert!(
+        text.contains(": good: ") && text.contains("comparison") && text.contains("recovery time"),
+        "{text}"
+    );
+    assert_empty(&work);
+    pgark.fails(&["drill", "--kind", "physical", "--work-dir", &work], ErrorKind::BackupNotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_containers() {
+    if left_out("docker") {
+        return;
+    }
+    for major in [17, 18] {
+        let container = containers::start(major).await;
+        container.let_replication_in().await;
+        let session = support::connect(&container.url("postgres")).await;
+        session.rows(&sample(500)).await.unwrap();
+        let pgark = Pgark::new();
+        let work = work_dir(&pgark);
+        let pgark = pgark.with("PGARK_REPO", "repo");
+        let db = container.url("postgres");
+        let tools = containers::tools(major).display().to_string();
+        for how in [&["--physical"][..], &["--pg-bin", &tools]] {
+            pgark.json(&[&["backup", "--db", &db], how].concat());
+            let check = "SELECT count(*) = 500 FROM people";
+            let record = pgark.json(&["drill", "--work-dir", &work, "--check", check]);
+            assert_eq!(record["good"], true, "{record:#}");
+            assert_eq!(record["place"], format!("docker image postgres:{major}"));
+            assert_eq!(outcome(&record, "amcheck"), "passed", "{record:#}");
+            let own = if how[0] == "--physical" { "checksums" } else { "compare" };
+            // They are on by default since 18.
+            let expected = if own == "checksums" && major < 18 { "not_done" } else { "passed" };
+            assert_eq!(outcome(&record, own), expected, "{record:#}");
+            assert_empty(&work);
+        }
+        assert_eq!(drill_containers(&work), [""; 0]);
+    }
+}
+
+/// The containers of drills below a folder.
+fn drill_containers(work: &str) -> Vec<String> {
+    let docker = |args: &[&str]| {
+        let output = std::process::Command::new("docker").args(args).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let names = docker(&["ps", "--all", "--format", "{{.Names}}", "--filter", "name=pgark-drill-"]);
+    let ours = |name: &&str| docker(&["inspect", "--format", "{{.HostConfig.Binds}}", name]).contains(work);
+    names.lines().filter(ours).map(str::to_owned).collect()
+}
+
+/// BLAKE3 of a record without its own digest, as `docs/format.md` says.
+fn with_own_digest(mut record: Value) -> Vec<u8> {
+    fn canonical(value: &Value, out: &mut String) {
+        match value {
+            Value::Object(fields) => {
+                let mut names: Vec<&String> = fields.keys().collect();
+                names.sort();
+                out.push('{');
+                for (n, name) in names.into_iter().enumerate() {
+                    if n > 0 {
+                        out.push(',');
+                    }
+                    out.push_str(&Value::from(name.as_str()).to_string());
+                    out.push(':');
+                    canonical(&fields[name], out);
+                }
+                out.push('}');
+            }
+            Value::Array(items) => {
+                out.push('[');
+                for (n, item) in items.iter().enumerate() {
+                    if n > 0 {
+                        out.push(',');
+                    }
+                    canonical(item, out);
+                }
+                out.push(']');
+            }
+            plain => out.push_str(&plain.to_string()),
+        }
+    }
+    record.as_object_mut().unwrap().remove("blake3");
+    let mut text = String::new();
+    canonical(&record, &mut text);
+    record["blake3"] = json!(blake3::hash(text.as_bytes()).to_hex().to_string());
+    serde_json::to_vec(&record).unwrap()
+}
+
+/// Changes bytes of a part of an unencrypted, uncompressed backup, and forges every digest up to the record's own.
+fn forge(pgark: &Pgark, id: &str, kind: &str, change: impl Fn(&mut Vec<u8>)) {
+    let folder = pgark.path("repo/clusters/main/backups").join(id);
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let mut record: Value = serde_json::from_slice(&read("backup.json")).unwrap();
+    let mut contents: Value =
+        serde_json::from_slice(&zstd::decode_all(&read("contents.json.zst")[..]).unwrap()).unwrap();
+    let mut changed = false;
+    for part in record["parts"].as_array_mut().unwrap() {
+        if part["kind"] != kind {
+            continue;
+        }
+        let number = part["part"].clone();
+        let object = &mut part["objects"][0];
+        let key = object["key"].as_str().unwrap().to_owned();
+        let before = read(&key);
+        let mut bytes = before.clone();
+        change(&mut bytes);
+        if bytes == before {
+            continue;
+        }
+        changed = true;
+        assert_eq!(bytes.len(), before.len());
+        std::fs::write(folder.join(&key), &bytes).unwrap();
+        object["blake3"] = json!(blake3::hash(&bytes).to_hex().to_string());
+        let of_part =
+            contents["parts"].as_array_mut().unwrap().iter_mut().find(|part| part["part"] == number).unwrap();
+        let fields = of_part.as_object_mut().unwrap();
+        if fields.contains_key("raw_xxh3") {
+            let digest = xxhash_rust::xxh3::xxh3_128(&bytes);
+            fields.insert("raw_xxh3".to_owned(), json!(format!("{digest:032x}")));
+        }
+        if fields.contains_key("raw_blake3") {
+            fields.insert("raw_blake3".to_owned(), json!(blake3::hash(&bytes).to_hex().to_string()));
+        }
+    }
+    assert!(changed);
+    let sealed = zstd::encode_all(&with_own_digest(contents)[..], 3).unwrap();
+    std::fs::write(folder.join("contents.json.zst"), &sealed).unwrap();
+    record["contents"]["bytes"] = json!(sealed.len());
+    record["contents"]["blake3"] = json!(blake3::hash(&sealed).to_hex().to_string());
+    std::fs::write(folder.join("backup.json"), with_own_digest(record)).unwrap();
+}
+
+fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) {
+    assert_eq!(from.len(), to.len());
+    if let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
+        bytes[at..at + to.len()].copy_from_slice(to);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_backups_are_found() {
+    let server = server_with_checksums();
+    sql(
+        &server,
+        "postgres",
+        "CREATE TABLE t AS SELECT n, 'needle ' || n AS x FROM generate_series(1, 1000) n",
+    )
+    .await;
+    sql(&server, "postgres", "CHECKPOINT").await;
+    let pgark = Pgark::new();
+    let work = work_dir(&pgark);
+    let pgark = pgark.with("PGARK_REPO", "repo");
+    let db = server.url("postgres");
+    let backup = |how: &[&str]| {
+        let made = pgark.json(&[&["backup", "--db", &db, "--compress", "none"], how].concat());
+        made["backup"]["id"].as_str().unwrap().to_owned()
+    };
+    let logical = backup(&[]);
+    for kind in ["pack", "copy"] {
+        let folder = pgark.path("repo/clusters/main/backups").join(&logical).join("parts");
+        let has = std::fs::read_dir(folder).unwrap().flatten();
+        let name = format!(".{kind}");
+        if has.into_iter().any(|entry| entry.file_name().to_string_lossy().contains(&name)) {
+            forge(&pgark, &logical, kind, |bytes| replace(bytes, b"needle 777", b"needle 778"));
+        }
+    }
+    // What the parts hold is looked at by a verification, too.
+    let verified = pgark.run(&["--json", "verify", &logical]);
+    assert_eq!(verified.status.code(), Some(50), "{}", said(&verified));
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let finding = &verified["backups"][0]["findings"][0];
+    assert!(finding["why"].as_str().unwrap().contains("fingerprint"), "{verified:#}");
+    assert!(finding["key"].as_str().unwrap().contains(&format!("{logical}/parts/")), "{verified:#}");
+    let record = fails(&pgark, &[&logical, "--work-dir", &work], 50);
+    assert_eq!(
+        (outcome(&record, "restore"), outcome(&record, "compare")),
+        ("passed".into(), "failed".into())
+    );
+    assert!(step(&record, "compare")["found"].to_string().contains("public.t"), "{record:#}");
+
+    let physical = backup(&["--physical"]);
+    forge(&pgark, &physical, "tar", |bytes| replace(bytes, b"needle 777", b"needle 778"));
+    let verified = pgark.run(&["verify", &physical]);
+    assert_eq!(verified.status.code(), Some(50), "{}", said(&verified));
+    for words in ["does not have its checksum", "another checksum than the server gave it"] {
+        assert!(said(&verified).contains(words), "{}", said(&verified));
+    }
+    let record = fails(&pgark, &[&physical, "--work-dir", &work], 50);
+    let wrong: Vec<&str> =
+        ["amcheck", "checksums"].into_iter().filter(|step| outcome(&record, step) == "failed").collect();
+    assert_eq!(wrong, ["amcheck", "checksums"], "{record:#}");
+    assert_empty(&work);
+    // A part that is damaged without such care ends the restore, and is in the record too.
+    let folder = pgark.path("repo/clusters/main/backups").join(&physical).join("parts");
+    let part = std::fs::read_dir(folder).unwrap().flatten().next().unwrap().path();
+    std::fs::write(&part, b"nothing").unwrap();
+    let record = fails(&pgark, &[&physical, "--work-dir", &work], 50);
+    assert_eq!(
+        (record["error"]["kind"].as_str(), outcome(&record, "restore").as_str()),
+        (Some("Integrity"), "failed")
+    );
+    assert_empty(&work);
+}
+
+/// A drill that waits in one of its checks; and its server.
+#[allow(clippy::zombie_processes, reason = "the test ends it")]
+fn waiting(pgark: &Pgark, work: &str, more: &[&str]) -> (std::process::Child, i32) {
+    let args = [&["drill", "--work-dir", work, "--check", "SELECT true FROM pg_sleep(600)"], more].concat();
+    let child = pgark.command(&args).spawn().unwrap();
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < Duration::from_secs(100), "the drill does not come to its check");
+        std::thread::sleep(Duration::from_millis(50));
+        let Some(folder) = std::fs::read_dir(work).unwrap().flatten().next() else { continue };
+        let pid = std::fs::read_to_string(folder.path().join("data/postmaster.pid")).unwrap_or_default();
+        if pid.contains("ready") {
+            std::thread::sleep(Duration::from_millis(500));
+            return (child, pid.lines().next().unwrap().parse().unwrap());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_behind() {
+    let server = server();
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await;
+    let pgark = Pgark::new();
+    let work = work_dir(&pgark);
+    let pgark = pgark.with("PGARK_REPO", "repo");
+    pgark.json(&["backup", "--db", &server.url("postgres"), "--physical"]);
+    let is_there = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+    let in_docker: &[&[&str]] = if left_out("docker") { &[&[]] } else { &[&[], &["--docker"]] };
+    for more in in_docker {
+        let (mut child, pid) = waiting(&pgark, &work, more);
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(i32::from(ErrorKind::Cancelled.code())));
+        assert_empty(&work);
+        assert!(!more.is_empty() || !is_there(pid));
+        // Killed, it leaves its folder, and on this host its server.
+        let (mut child, pid) = waiting(&pgark, &work, more);
+        kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+        assert_eq!(std::fs::read_dir(&work).unwrap().count(), 1);
+        assert!(!more.is_empty() || is_there(pid));
+        let record = pgark.json(&["drill", "--work-dir", &work]);
+        assert_eq!(record["good"], true);
+        assert_empty(&work);
+        assert!(!more.is_empty() || !is_there(pid));
+        assert!(left_out("docker") || drill_containers(&work).is_empty());
+    }
+    // The drill of somebody else is left alone.
+    let (mut child, pid) = waiting(&pgark, &work, &[]);
+    pgark.json(&["drill", "--work-dir", &work]);
+    assert!(is_there(pid));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    child.wait().unwrap();
+    assert_empty(&work);
+}

@@ -1,0 +1,1 @@
+//! Prunes of whole repositories.
