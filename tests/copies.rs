@@ -363,7 +363,7 @@ async fn another_repository_is_no_copy() {
     assert_eq!(summary.copies.unwrap().whole, 1);
     assert!(places.mortals[1].memory.keys().is_empty(), "{:?}", places.mortals[1].memory.keys());
     // init makes the empty place one.
-    assert!(!Repository::init(places.all()).await.unwrap().1);
+    assert!(!Repository::init_copies(places.all()).await.unwrap().1);
     assert_eq!(Repository::open(places.store(1)).await.unwrap().id(), first.id());
 }
 

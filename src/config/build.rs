@@ -24,6 +24,12 @@ impl Settings {
         Repository::init(self.store()?).await
     }
 
+    /// Opens the repository, or makes it, and makes empty places copies of one that is in other places. True where it is
+    /// new.
+    pub async fn init_places(&self) -> Result<(Repository, bool)> {
+        Repository::init_copies(self.store()?).await
+    }
+
     /// The cluster to work on: as named, or the only one of the file, or `main`.
     pub fn cluster(&self, named: Option<&ClusterName>) -> Result<ClusterName> {
         let mut known = self.clusters.keys();

@@ -9,11 +9,9 @@ use backup_core::{CancellationToken, Encryptor, Error, ErrorKind, Result};
 use super::Settings;
 
 impl Settings {
-    /// Fills in what the copies of the repository lack. An empty place becomes a copy first.
+    /// Fills in what the copies of the repository lack.
     pub async fn sync(&self, options: &SyncOptions, cancel: &CancellationToken) -> Result<SyncReport> {
-        // Where there is no repository at all there is nothing to sync, and none is made.
-        self.open_repository().await?;
-        let (repository, _) = self.init_repository().await?;
+        let repository = self.open_repository().await?;
         sync(&repository, options, cancel).await
     }
 

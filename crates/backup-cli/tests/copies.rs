@@ -27,8 +27,9 @@ fn bring_back(pgark: &Pgark, place: &str) {
 
 /// The name of the segment that is written now, when it is full.
 async fn full_segment(server: &TempServer) -> String {
-    let name = sql(server, "postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
     sql(server, "postgres", "CREATE TABLE IF NOT EXISTS t (x int); INSERT INTO t VALUES (1)").await;
+    // Behind the record of a commit: at the beginning of a segment the name would be that of the one before.
+    let name = sql(server, "postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
     sql(server, "postgres", "SELECT pg_switch_wal()").await;
     name[0][0].clone().unwrap()
 }
@@ -111,7 +112,14 @@ async fn a_database_comes_back_from_each_copy() {
     let with = |args: &[&str]| {
         [&["--config", &config][..], args].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
-    let json = |args: &[&str]| pgark.json(&with(args).iter().map(String::as_str).collect::<Vec<_>>());
+    // A copy that is away is told on standard error.
+    let json = |args: &[&str]| -> serde_json::Value {
+        let all = with(args);
+        let words: Vec<&str> = ["--json"].into_iter().chain(all.iter().map(String::as_str)).collect();
+        let output = pgark.run(&words);
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
     let db = server.url("shop");
     let first = json(&["backup", "--db", &db]);
     assert_eq!(
@@ -121,6 +129,7 @@ async fn a_database_comes_back_from_each_copy() {
     );
     take_away(&pgark, "b");
     let second = json(&["backup", "--db", &db]);
+    assert!(!pgark.path("b").exists(), "a place that is away was made anew");
     assert_eq!(second["backup"]["copies"]["whole"], 1, "{second}");
     assert!(second["backup"]["messages"].to_string().contains("pgark sync"), "{second}");
     let id = second["backup"]["id"].as_str().unwrap();

@@ -20,7 +20,7 @@ use crate::repository::{
     BackupId, BackupRecord, Catalog, ClusterName, Digest, Encryption, ObjectRecord, RECORD_LIMIT, Repository,
     State, ancestors, delete_leftovers, keys_in, layout, open_cipher, open_contents, seal_contents, to_json,
 };
-use crate::store::{Created, Entry, Store, elsewhere, list_sorted, read_checked, sources, worse};
+use crate::store::{Created, Entry, Store, elsewhere, list_sorted, read_checked, sources};
 use crate::wal::{Archive, WalCopy, Written};
 
 /// How to copy.
@@ -347,7 +347,8 @@ impl Copying<'_> {
         for source in &self.sources {
             let to = (&**self.to.store(), folder.as_str(), name.as_str(), Arc::clone(&new));
             match reseal((&**source, &folder, object, old.clone()), to).await {
-                Err(error) if elsewhere(&error) => failed = Some(worse(failed, error)),
+                // It may be the target that failed: the last one says so.
+                Err(error) if elsewhere(&error) => failed = Some(error),
                 other => return other,
             }
         }

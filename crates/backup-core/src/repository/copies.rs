@@ -78,9 +78,10 @@ pub(super) async fn open(store: Arc<dyn Store>) -> Result<Repository> {
     Err(first_failure(found).unwrap_or_else(missing))
 }
 
-/// Opens a repository in the copies that answer, and makes empty places copies of it. Where there is none at all, all
-/// places must answer: one that does not may have a repository already, and there would be two. True where it is new.
-pub(super) async fn init(store: Arc<dyn Store>) -> Result<(Repository, bool)> {
+/// Opens a repository in the copies that answer, or makes one. Where there is none at all, all places must answer: one that
+/// does not may have a repository already, and there would be two. True where it is new. With `join` empty places become
+/// copies of one that is there.
+pub(super) async fn init(store: Arc<dyn Store>, join: bool) -> Result<(Repository, bool)> {
     let found = look(&store).await?;
     let mut here = same(&found)?;
     let new = here.is_empty();
@@ -100,10 +101,18 @@ pub(super) async fn init(store: Arc<dyn Store>) -> Result<(Repository, bool)> {
     let id = here.first().map(|first| first.id().to_owned()).unwrap_or_default();
     for place in empty {
         let location = place.location().to_owned();
+        if !new && !join {
+            // It may be a folder whose file system is not mounted.
+            tracing::warn!(
+                copy = location,
+                "the empty place is no copy yet, and is left out: pgark init makes it one"
+            );
+            continue;
+        }
         match Repository::make(place, &id).await {
             Ok((copy, made)) => {
                 if made && !new {
-                    tracing::warn!(copy = location, "the empty place is a copy now; pgark sync fills it in");
+                    tracing::info!(copy = location, "the empty place is a copy now; pgark sync fills it in");
                 }
                 here.push(copy);
             }
@@ -119,6 +128,12 @@ pub(super) async fn init(store: Arc<dyn Store>) -> Result<(Repository, bool)> {
 }
 
 impl Repository {
+    /// Like [`Repository::init`]; where the repository is in some of several places already, and others are empty, these
+    /// become copies. They have no backups before a [sync](crate::copies::sync()).
+    pub async fn init_copies(store: Arc<dyn Store>) -> Result<(Self, bool)> {
+        if store.copies().is_empty() { Self::init(store).await } else { init(store, true).await }
+    }
+
     /// The copies that this repository is kept in and that can be used now, each by itself; none where it is in one
     /// place only.
     pub async fn copies(&self) -> Result<Vec<Self>> {

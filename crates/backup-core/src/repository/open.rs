@@ -100,7 +100,7 @@ impl Repository {
     /// [`Conflict`](ErrorKind::Conflict) where the place holds something else.
     pub async fn init(store: Arc<dyn Store>) -> Result<(Self, bool)> {
         if !store.copies().is_empty() {
-            return Box::pin(super::copies::init(store)).await;
+            return Box::pin(super::copies::init(store, false)).await;
         }
         match read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? {
             Some(body) => Ok((Self::from_marker(store, &body)?, false)),
