@@ -43,7 +43,7 @@ fn text(verified: &Verified) -> String {
         let _ = writeln!(text, "other objects of the cluster: {state}: {} read", others.objects);
         others.findings.iter().for_each(|finding| of_finding(&mut text, finding));
     }
-    for repairs in &verified.repairs {
+    if let Some(repairs) = &verified.repairs {
         text += &of_repairs(repairs);
     }
     let several = verified.backups.len() != 1 || verified.resumed > 0;
