@@ -42,8 +42,8 @@ pub mod config;
 
 pub use backup_core::*;
 pub use backup_storage::{
-    Credentials, Got, LocalStore, MemoryTransport, Page, Remote, RetryPolicy, StoreOptions, Transport,
-    open as open_store,
+    Credentials, Got, LocalStore, MemoryTransport, Page, Remote, Replicas, RetryPolicy, StorageClasses,
+    StoreOptions, Transport, open as open_store,
 };
 
 /// The version of this crate.

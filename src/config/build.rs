@@ -1,30 +1,19 @@
 //! From settings to the engine's parts.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use backup_core::crypt::{Age, IdentityFile};
 use backup_core::logical::{Dump, Load, Selection, ServerDump, ServerLoad};
 use backup_core::postgres::{ConnInfo, Tools};
 use backup_core::repository::ClusterName;
 use backup_core::state::HostState;
-use backup_core::{Backup, BackupBuilder, Error, ErrorKind, Repository, Result, Store, codec};
-use backup_storage::open;
+use backup_core::{Backup, BackupBuilder, Error, ErrorKind, Repository, Result, codec};
 
 use super::{ServerOptions, Settings, What};
 
 const PASSPHRASE_HINT: &str = "the passphrase is the first line of the file that passphrase_file names";
 
 impl Settings {
-    /// Opens the store of the repository.
-    pub fn store(&self) -> Result<Arc<dyn Store>> {
-        let url = self.repository.as_deref().ok_or_else(|| {
-            Error::new(ErrorKind::Usage, "no repository is given")
-                .with_hint("give --repo URL (or PGARK_REPO), or url in [repository] of pgark.toml")
-        })?;
-        open(url, &self.store)
-    }
-
     /// Opens the repository.
     pub async fn open_repository(&self) -> Result<Repository> {
         Repository::open(self.store()?).await
@@ -33,6 +22,12 @@ impl Settings {
     /// Opens the repository, or makes it where nothing is yet. True where it is new.
     pub async fn init_repository(&self) -> Result<(Repository, bool)> {
         Repository::init(self.store()?).await
+    }
+
+    /// Opens the repository, or makes it, and makes empty places copies of one that is in other places. True where it is
+    /// new.
+    pub async fn init_places(&self) -> Result<(Repository, bool)> {
+        Repository::init_copies(self.store()?).await
     }
 
     /// The cluster to work on: as named, or the only one of the file, or `main`.

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backup_core::logical::Selection;
 use backup_core::postgres::Via;
@@ -14,6 +15,7 @@ use super::drill::{DrillSettings, DrillTable};
 use super::hooks::Hooks;
 use super::objectives::ObjectivesTable;
 use super::place;
+use super::repository::{CopySettings, CopyTable, RepositoryTable};
 use super::retention::{RetentionSettings, RetentionTable};
 
 /// Where the file is looked for when none is named: the first that exists.
@@ -25,6 +27,8 @@ pub const DEFAULT_PATHS: &[&str] = &["pgark.toml", "/etc/pgark/pgark.toml"];
 struct File {
     #[serde(default)]
     repository: RepositoryTable,
+    #[serde(default)]
+    copy: BTreeMap<Spanned<String>, CopyTable>,
     #[serde(default)]
     encryption: EncryptionTable,
     #[serde(default)]
@@ -40,24 +44,6 @@ struct File {
     drill: DrillTable,
     #[serde(default)]
     cluster: BTreeMap<Spanned<String>, ClusterTable>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RepositoryTable {
-    url: Option<Spanned<String>>,
-    endpoint: Option<Spanned<String>>,
-    region: Option<Spanned<String>>,
-    path_style: Option<Spanned<bool>>,
-    profile: Option<Spanned<String>>,
-    account: Option<Spanned<String>>,
-    storage_class: Option<Spanned<String>>,
-    sse: Option<Spanned<String>>,
-    kms_key: Option<Spanned<String>>,
-    checksum: Option<Spanned<String>>,
-    conditional_create: Option<Spanned<bool>>,
-    timeout: Option<Spanned<u32>>,
-    retries: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -137,6 +123,12 @@ pub struct Settings {
     pub repository: Option<String>,
     /// How its store is reached.
     pub store: StoreOptions,
+    /// The other places where it is kept.
+    pub copies: Vec<CopySettings>,
+    /// How many places must have what is written; all but one by default.
+    pub min_copies: Option<usize>,
+    /// How long one of several places may take for one request; 2 minutes by default.
+    pub patience: Option<Duration>,
     /// Keys.
     pub encryption: EncryptionSettings,
     /// How much is done at once.
@@ -185,28 +177,16 @@ impl Settings {
         let below = |path: &Path| folder.join(path);
 
         let mut settings = Self { repository: None, ..Self::default() };
-        let table = file.repository;
-        settings.repository = table.url.map(|url| place::repository_below(folder, url.into_inner()));
-        let text_of = |v: Option<Spanned<String>>| v.map(|v| (v.span(), v.into_inner()));
-        let truth_of = |v: Option<Spanned<bool>>| v.map(|v| (v.span(), v.into_inner().to_string()));
-        let number_of = |v: Option<Spanned<u32>>| v.map(|v| (v.span(), v.into_inner().to_string()));
-        for (option, value) in [
-            ("endpoint", text_of(table.endpoint)),
-            ("region", text_of(table.region)),
-            ("path_style", truth_of(table.path_style)),
-            ("profile", text_of(table.profile)),
-            ("account", text_of(table.account)),
-            ("storage_class", text_of(table.storage_class)),
-            ("sse", text_of(table.sse)),
-            ("kms_key", text_of(table.kms_key)),
-            ("checksum", text_of(table.checksum)),
-            ("conditional_create", truth_of(table.conditional_create)),
-            ("timeout", number_of(table.timeout)),
-            ("retries", number_of(table.retries)),
-        ] {
-            if let Some((span, value)) = value {
-                settings.store.set(option, &value).map_err(|e| at(span, &e))?;
-            }
+        let min_copies = file.repository.min_copies.as_ref().map(|min| (*min.get_ref(), min.span()));
+        let place = file.repository.read(folder).map_err(|(span, e)| at(span, &e))?;
+        (settings.repository, settings.store) = (place.url, place.options);
+        for (name, copy) in file.copy {
+            let place = copy.read(folder).map_err(|(span, e)| at(span.unwrap_or_else(|| name.span()), &e))?;
+            settings.copies.push(place);
+        }
+        if let Some((min, span)) = min_copies {
+            settings.check_min_copies(min).map_err(|e| at(span, &e))?;
+            settings.min_copies = Some(min);
         }
         for recipient in file.encryption.recipients {
             backup_core::crypt::Age::new().to(recipient.get_ref()).map_err(|e| at(recipient.span(), &e))?;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
+use backup_core::copies::{Repairs, repair};
 use backup_core::physical::span;
 use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName, Marks};
 use backup_core::state::HostState;
@@ -42,6 +43,8 @@ pub struct VerifyWanted {
     pub sample: Option<Sample>,
     /// Passes over the backups that an interrupted verification of the same kind found good.
     pub resume: bool,
+    /// Replaces what is damaged or missing in a copy of the repository by what another copy has.
+    pub repair: bool,
 }
 
 /// The small objects of a cluster that are not of one backup.
@@ -88,6 +91,9 @@ pub struct Verified {
     pub wal: Option<WalVerified>,
     /// All other objects of the cluster, with `all`.
     pub others: Option<OthersVerified>,
+    /// What was replaced from other copies of the repository, with `repair`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<Repairs>,
 }
 
 /// A sample.
@@ -116,7 +122,32 @@ impl Verified {
             + of_wal.iter().map(|report| number(report.findings.len())).sum::<u64>();
         self.stored_bytes = self.backups.iter().map(|report| report.stored_bytes).sum::<u64>()
             + of_wal.iter().map(|report| report.stored_bytes).sum::<u64>();
-        self.good = self.damaged + self.missing == 0 && self.wal.as_ref().is_none_or(|wal| wal.good);
+        let repaired = self.repairs.as_ref().is_some_and(|repairs| {
+            let done = |finding: &&Finding| {
+                finding.key.as_ref().is_some_and(|key| repairs.repaired.iter().any(|one| one.object == *key))
+            };
+            repairs.problems.is_empty()
+                && findings.iter().all(done)
+                && self.damaged + self.missing == number(findings.len())
+        });
+        self.good =
+            (self.damaged + self.missing == 0 || repaired) && self.wal.as_ref().is_none_or(|wal| wal.good);
+    }
+
+    /// The objects of backups to be replaced, by copy and key.
+    fn to_repair(&self) -> Vec<(String, String)> {
+        let of_one = |report: &Report| {
+            let copy = report.copy.clone().unwrap_or_default();
+            report
+                .findings
+                .iter()
+                .filter_map(move |f| Some((copy.clone(), f.key.clone()?)))
+                .collect::<Vec<_>>()
+        };
+        let mut all: Vec<(String, String)> = self.backups.iter().flat_map(of_one).collect();
+        all.sort();
+        all.dedup();
+        all
     }
 }
 
@@ -135,6 +166,7 @@ impl Settings {
         let begun = Instant::now();
         let repository = self.open_repository().await?;
         let catalog = Catalog::load(&repository, cluster).await?;
+        let places = repository.copies().await?;
         let chosen = choose(&repository, &catalog, wanted).await?;
         let mut resuming = Resuming::begin(self, &repository, cluster, wanted);
         let mut verified = Verified {
@@ -153,6 +185,7 @@ impl Settings {
             needed_wal: None,
             wal: None,
             others: None,
+            repairs: None,
         };
         let mut options = VerifyOptions::default();
         options.stored_only = wanted.stored;
@@ -172,14 +205,14 @@ impl Settings {
             {
                 observer.event(&Event::Step { what: format!("verifying {}", backup.id) });
             }
-            let report = self.verify_one(&repository, cluster, backup, &options, cancel).await?;
-            if report.is_good() {
+            let reports = self.verify_places(&repository, &places, cluster, backup, &options, cancel).await?;
+            if reports.iter().all(Report::is_good) {
                 resuming.note(&backup.id);
             }
             if span(backup).is_some_and(|span| !span.wal.brings_wal) {
                 verified.without_wal.push(backup.id.clone());
             }
-            verified.backups.push(report);
+            verified.backups.extend(reports);
         }
         if wanted.wal && !wanted.all {
             verified.needed_wal =
@@ -196,8 +229,39 @@ impl Settings {
         }
         resuming.end();
         verified.count();
+        if wanted.repair {
+            let damaged = verified.to_repair();
+            verified.repairs = Some(repair(&repository, cluster, &damaged).await?);
+            verified.count();
+        }
         verified.seconds = begun.elapsed().as_secs_f64();
         Ok(verified)
+    }
+
+    /// Verifies a backup where it is, in each copy that has it. That a copy lacks it is no damage: a sync brings it there.
+    async fn verify_places(
+        &self,
+        repository: &Repository,
+        places: &[Repository],
+        cluster: &ClusterName,
+        backup: &BackupSummary,
+        options: &VerifyOptions,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Report>> {
+        if places.is_empty() {
+            return self.verify_one(repository, cluster, backup, options, cancel).await.map(|one| vec![one]);
+        }
+        let mut reports = Vec::new();
+        for place in places {
+            match place.record(cluster, &backup.id).await {
+                Err(error) if error.kind() == ErrorKind::BackupNotFound => continue,
+                _ => {}
+            }
+            let mut report = self.verify_one(place, cluster, backup, options, cancel).await?;
+            report.copy = Some(place.store().location().to_owned());
+            reports.push(report);
+        }
+        Ok(reports)
     }
 
     async fn verify_one(

@@ -1,5 +1,6 @@
 //! What frontends do with settings, and what they answer. The JSON of every frontend is that of these answers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,10 @@ pub struct Listing {
     pub backups: Vec<BackupSummary>,
     /// Runs without a record: at work, or dead.
     pub unfinished: Vec<BackupId>,
+    /// Where the repository has several copies, for each backup that not all of those have that answer the places of those
+    /// that do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_everywhere: Option<BTreeMap<BackupId, Vec<String>>>,
     /// Backups that are pinned.
     pub pinned: Vec<BackupId>,
     /// Backups, and what is left of some, that a prune is about to remove, or did not remove to the end.
@@ -239,6 +244,7 @@ impl Settings {
             cluster: cluster.clone(),
             backups: catalog.backups().cloned().collect(),
             unfinished: catalog.unfinished().iter().map(|u| u.id.clone()).collect(),
+            not_everywhere: catalog.not_everywhere(),
             pinned: ids(&|id| catalog.marks().pin(id, now).is_some()),
             being_removed,
         })

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use backup_storage::conformance::{Allowances, Fault, Faulty, check, check_with};
 use bytes::Bytes;
-use futures::StreamExt;
-use pgark::{Entry, MemoryTransport, Remote, Store, StoreOptions, list_sorted, open_store};
+use futures::{StreamExt, TryStreamExt};
+use pgark::{
+    Created, Entry, ErrorKind, MemoryTransport, Remote, Replicas, Result, Store, StoreOptions, list_sorted,
+    open_store, read_whole,
+};
 use tempfile::TempDir;
 
 use crate::fixtures::azurite::{self, Azurite};
@@ -31,6 +34,59 @@ async fn local_folder() {
     }
     let url = format!("file://{}/url", folder.path().display());
     check(open_store(&url, &StoreOptions::default()).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_copies() {
+    let folder = TempDir::new().unwrap();
+    let local = open_store(&folder.path().display().to_string(), &StoreOptions::default()).unwrap();
+    let memory =
+        |name: &str| -> Arc<dyn Store> { Arc::new(Remote::new(MemoryTransport::new(), name, quick())) };
+    for stores in [
+        vec![memory("one"), memory("two")],
+        vec![memory("one"), Arc::clone(&local)],
+        vec![local, memory("one"), memory("two")],
+    ] {
+        for min in 1..=stores.len() {
+            check(Arc::new(Replicas::new(stores.clone(), Some(min)).unwrap())).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_copies_of_which_one_is_dead() {
+    let dead: Arc<dyn Store> =
+        Arc::new(Remote::new(Faulty::new(MemoryTransport::new(), Fault::Dead), "dead", quick()));
+    let alive: Arc<dyn Store> = Arc::new(Remote::new(MemoryTransport::new(), "alive", quick()));
+    // It cannot delete everywhere, and says so: all the rest is as it should be.
+    let replicas = Replicas::new(vec![dead, Arc::clone(&alive)], None).unwrap();
+    assert_eq!(replicas.create("a/b", Bytes::from_static(b"x")).await.unwrap(), Created::New);
+    assert_eq!(replicas.create("a/b", Bytes::from_static(b"x")).await.unwrap(), Created::Same);
+    assert_eq!(replicas.create("a/b", Bytes::from_static(b"y")).await.unwrap(), Created::Other);
+    assert_eq!(read_whole(&replicas, "a/b", 9).await.unwrap(), "x");
+    // What only the dead one may have is not missing.
+    let error = replicas.head("a/c").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error:?}");
+    assert_eq!(list_sorted(&replicas, "a", None).await.unwrap().len(), 1);
+    let certain: Result<Vec<Entry>> = replicas.list_certain("a", None).try_collect().await;
+    assert_eq!(certain.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    assert!(replicas.delete(&["a/b".to_owned()]).await[0].is_err());
+    assert!(alive.head("a/b").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_hangs_is_not_waited_for_without_end() {
+    let hanging = Faulty::new(MemoryTransport::new(), Fault::Hang);
+    let slow = pgark::RetryPolicy::default();
+    let hanging: Arc<dyn Store> = Arc::new(Remote::new(hanging, "hanging", slow));
+    let alive: Arc<dyn Store> = Arc::new(Remote::new(MemoryTransport::new(), "alive", quick()));
+    let replicas = Replicas::new(vec![hanging, alive], None).unwrap().patience(Duration::from_millis(200));
+    let begun = std::time::Instant::now();
+    for i in 0..20 {
+        replicas.create(&format!("a/{i}"), Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(read_whole(&replicas, &format!("a/{i}"), 9).await.unwrap(), "x");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

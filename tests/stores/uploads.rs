@@ -191,3 +191,37 @@ async fn an_upload_that_is_dropped_may_leave_invisible_pieces() {
     drop(upload);
     assert_eq!((memory.open_uploads(), memory.keys().len()), (1, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_has_its_storage_class() {
+    let server = crate::fixtures::s3::S3Server::start().await;
+    let mut options = crate::fixtures::s3::options();
+    for (kind, class) in [("parts", "GLACIER_IR"), ("logical", "STANDARD_IA"), ("wal", "ONEZONE_IA")] {
+        options.storage_class.set(kind, class).unwrap();
+    }
+    let store = pgark::open_store(&server.url("p"), &options).unwrap();
+    let small = || Bytes::from_static(b"x");
+    let wal = "clusters/a/wal/7/00000001/0000000100000000/000000010000000000000001/x.zst";
+    let backup = |kind: &str, name: &str| format!("clusters/a/backups/20261121T020000Z-{kind}-k7qd/{name}");
+    for key in [wal.to_owned(), "pgark.json".to_owned(), backup("physical", "backup.json")] {
+        store.create(&key, small()).await.unwrap();
+    }
+    for (kind, chunks) in [("physical", 1), ("logical", 3)] {
+        let mut upload = store.upload(&backup(kind, "parts/0001.tar.zst")).await.unwrap();
+        for _ in 0..chunks {
+            upload.write(Bytes::from(vec![7; 5 << 20])).await.unwrap();
+        }
+        upload.finish().await.unwrap();
+    }
+    let classes: Vec<(String, Option<String>)> = server.classes();
+    let expected = [
+        (backup("logical", "parts/0001.tar.zst"), Some("STANDARD_IA")),
+        (backup("physical", "backup.json"), None),
+        (backup("physical", "parts/0001.tar.zst"), Some("GLACIER_IR")),
+        (wal.to_owned(), Some("ONEZONE_IA")),
+        ("pgark.json".to_owned(), None),
+    ];
+    let expected: Vec<_> =
+        expected.into_iter().map(|(key, class)| (format!("p/{key}"), class.map(str::to_owned))).collect();
+    assert_eq!(classes, expected);
+}

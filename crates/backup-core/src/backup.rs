@@ -21,7 +21,7 @@ use crate::repository::{
     BackupContents, BackupId, BackupRecord, BackupSummary, Catalog, ClusterName, DEFAULT_GRACE, Encryption,
     FORMAT, PartContents, PartRecord, Repository, Run, State, Swept, Tool, Verb, ancestors, layout,
 };
-use crate::store::Store;
+use crate::store::{Kept, Store};
 
 /// A backup ready to run. Made by [`Backup::builder`]; it can run more than once.
 pub struct Backup {
@@ -52,6 +52,9 @@ pub struct Summary {
     /// Warnings, a line each: of the dumper, and of what could not be tidied afterwards.
     #[serde(rename = "messages")]
     pub warnings: Vec<String>,
+    /// Where the repository has several copies, how many of them have the backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies: Option<Kept>,
 }
 
 /// Collects what a [`Backup`] is made of. Needed are a repository and a dumper; the rest has defaults: zstd
@@ -366,7 +369,16 @@ impl Backup {
                 warnings.push(error.to_string());
             }
         }
-        Ok(Summary { backup: summary, raw_bytes: totals.raw(), warnings })
+        let copies = self.repository.store().kept(&run.folder());
+        for missed in copies.iter().flat_map(|kept| &kept.missing) {
+            let message = format!(
+                "the backup is not in the copy {}: {}; pgark sync brings it there",
+                missed.copy, missed.why
+            );
+            self.observer.event(&Event::Warning { message: message.clone() });
+            warnings.push(message);
+        }
+        Ok(Summary { backup: summary, raw_bytes: totals.raw(), warnings, copies })
     }
 
     /// A backup without the one that it builds on would be of no use.

@@ -28,6 +28,7 @@ mod tar_reader;
 pub mod audit;
 pub mod check;
 pub mod codec;
+pub mod copies;
 pub mod crypt;
 pub mod drill;
 pub mod event;
@@ -57,7 +58,7 @@ pub use repository::Repository;
 pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
 pub use store::{
-    Bytestream, Created, Entry, Meta, Store, Upload, list_deep, list_sorted, read_if_there, read_whole,
-    walk_folders,
+    Bytestream, Created, Entry, Kept, Meta, Missed, Store, Upload, list_deep, list_sorted, read_if_there,
+    read_whole, walk_folders,
 };
 pub use tokio_util::sync::CancellationToken;

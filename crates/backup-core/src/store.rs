@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -109,6 +111,39 @@ pub trait Store: Send + Sync + Debug {
     /// Deletes objects; one answer for each key, in their order. An absent one is a success.
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>>;
 
+    /// Creates the object that makes everything below its folder count: a store of several copies does so only where
+    /// nothing of that folder is missing.
+    ///
+    /// # Errors
+    /// Where fewer copies than wanted have it, it stays in those that do.
+    async fn commit(&self, key: &str, body: Bytes) -> Result<Created> {
+        self.create(key, body).await
+    }
+
+    /// Like [`Store::list`], but where a copy did not answer that could have more, this is an error. Whoever
+    /// concludes something from what is *not* there asks so.
+    fn list_certain(&self, folder: &str, after: Option<&str>) -> BoxStream<'static, Result<Entry>> {
+        self.list(folder, after)
+    }
+
+    /// The stores that this one keeps equal, in their order; none where it is a single one. What a copy has damaged
+    /// can be read from another one.
+    fn copies(&self) -> Vec<Arc<dyn Store>> {
+        Vec::new()
+    }
+
+    /// Says which repository the copies are of, by its id: a place that turns out to hold another one, or none (a file system
+    /// that is not mounted), is not written to.
+    fn expect_repository(&self, id: &str) {
+        let _ = id;
+    }
+
+    /// Which copies took all that was written below a folder through this handle; nothing where there is only one.
+    fn kept(&self, folder: &str) -> Option<Kept> {
+        let _ = folder;
+        None
+    }
+
     /// How many bytes there is room for; nothing where the store cannot tell.
     async fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
@@ -119,6 +154,26 @@ pub trait Store: Send + Sync + Debug {
         let _ = age;
         Ok(0)
     }
+}
+
+/// How many copies have what was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// How many copies there are.
+    pub copies: usize,
+    /// How many of them have it whole.
+    pub whole: usize,
+    /// The others.
+    pub missing: Vec<Missed>,
+}
+
+/// A copy that lacks something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missed {
+    /// The copy's place.
+    pub copy: String,
+    /// Why, in a line.
+    pub why: String,
 }
 
 /// An object being uploaded. It exists when `finish` has returned, and only then.
@@ -157,6 +212,43 @@ pub async fn read_if_there(store: &dyn Store, key: &str, limit: usize) -> Result
         Err(e) if e.kind() == ErrorKind::ObjectMissing => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Where an object can be read: the copies, or the store itself where there are none.
+pub(crate) fn sources(store: &Arc<dyn Store>) -> Vec<Arc<dyn Store>> {
+    let copies = store.copies();
+    if copies.is_empty() { vec![Arc::clone(store)] } else { copies }
+}
+
+/// Whether another copy may have what this failure says is not to be had here.
+pub(crate) fn elsewhere(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::NewerFormat | ErrorKind::KeyMissing)
+}
+
+/// The error that says most: that an object is missing only where every copy said so.
+pub(crate) fn worse(first: Option<Error>, next: Error) -> Error {
+    match first {
+        Some(first) if first.kind() != ErrorKind::ObjectMissing => first,
+        _ => next,
+    }
+}
+
+/// Reads a small object from the first copy where `check` takes it.
+pub(crate) async fn read_checked<T>(
+    store: &Arc<dyn Store>,
+    key: &str,
+    limit: usize,
+    check: impl Fn(Bytes) -> Result<T>,
+) -> Result<T> {
+    let mut failed = None;
+    for source in sources(store) {
+        let read = async { read_whole(&*source, key, limit).await.and_then(&check) };
+        match read.await {
+            Err(error) if elsewhere(&error) => failed = Some(worse(failed, error)),
+            other => return other,
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::internal("a store without copies")))
 }
 
 /// Every object in a folder and in those below it, in any order. Where there may be many,

@@ -3,6 +3,7 @@
 mod audit;
 mod backup;
 mod check;
+mod copy;
 mod drill;
 mod export;
 mod load;
@@ -13,6 +14,7 @@ mod restore;
 mod selection;
 mod server;
 mod status;
+mod sync;
 mod verify;
 mod wal;
 
@@ -28,12 +30,14 @@ use pgark::{Error, ErrorKind, Result};
 pub(crate) use audit::AuditCommand;
 pub(crate) use backup::BackupArgs;
 pub(crate) use check::CheckArgs;
+pub(crate) use copy::CopyArgs;
 pub(crate) use drill::DrillArgs;
 pub(crate) use export::{ExportArgs, ImportArgs};
 pub(crate) use prune::{PinArgs, PruneArgs, UnpinArgs};
 pub(crate) use recover::RecoverArgs;
 pub(crate) use restore::RestoreArgs;
 pub(crate) use status::StatusArgs;
+pub(crate) use sync::SyncArgs;
 pub(crate) use verify::VerifyArgs;
 pub(crate) use wal::WalCommand;
 
@@ -49,9 +53,10 @@ pub(crate) struct Cli {
     /// Name of the cluster in the repository [default: the only one of the configuration, or main]
     #[arg(long, global = true, env = "PGARK_CLUSTER", value_name = "NAME")]
     pub(crate) cluster: Option<String>,
-    /// The repository: a folder, s3://bucket/folder, gs://bucket/folder, az://container/folder
+    /// The repository: a folder, s3://bucket/folder, gs://bucket/folder, az://container/folder (several times: it is kept
+    /// in all of them)
     #[arg(long, global = true, env = "PGARK_REPO", value_name = "URL")]
-    pub(crate) repo: Option<String>,
+    pub(crate) repo: Vec<String>,
     /// Folder of what is kept on this host from one run to the next
     /// [default: /var/lib/pgark for root, else ~/.local/state/pgark]
     #[arg(long, global = true, env = "PGARK_STATE", value_name = "FOLDER")]
@@ -105,6 +110,10 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
+    /// Copies backups to another repository, whole and verified, with what they build on
+    Copy(CopyArgs),
+    /// Fills in what a copy of the repository lacks, where it is kept in several places
+    Sync(SyncArgs),
     /// Removes the backups that no retention rule keeps, and the WAL that no remaining one needs. Shows what would go,
     /// and why, until --apply says so
     Prune(PruneArgs),
@@ -235,9 +244,7 @@ impl Cli {
             Some(path) => Settings::load(&path)?,
             None => Settings::default(),
         };
-        if let Some(repo) = &self.repo {
-            settings.repository = Some(repo.clone());
-        }
+        settings.set_places(&self.repo);
         settings.state = self.state.clone().or(settings.state);
         Ok(settings)
     }

@@ -40,6 +40,9 @@ pub(crate) struct VerifyArgs {
     /// Goes on with a verification that was interrupted: passes over the backups that it found good
     #[arg(long)]
     resume: bool,
+    /// Replaces what is damaged or missing in a copy of the repository by what another copy has
+    #[arg(long)]
+    repair: bool,
     #[command(flatten)]
     keys: ReadKeys,
     /// How much is done at once [default: all cores]
@@ -64,6 +67,7 @@ impl VerifyArgs {
             None => Sample::random(percent),
         });
         wanted.resume = self.resume;
+        wanted.repair = self.repair;
         Ok(wanted)
     }
 }

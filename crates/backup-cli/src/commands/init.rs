@@ -5,7 +5,7 @@ use crate::args::Cli;
 use crate::render;
 
 pub(super) async fn run(cli: &Cli) -> Result<()> {
-    let (repository, new) = cli.settings()?.init_repository().await?;
+    let (repository, new) = cli.settings()?.init_places().await?;
     let location = repository.store().location();
     let abilities = repository.abilities();
     if cli.json {

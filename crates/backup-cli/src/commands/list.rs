@@ -24,6 +24,10 @@ pub(super) async fn run(cli: &Cli) -> Result<()> {
         let failed = render::names(backup, "databases_failed");
         let _ = writeln!(text, "partial: {} (it lacks {failed}; latest does not mean it)", backup.id);
     }
+    for (id, places) in listing.not_everywhere.iter().flatten() {
+        let places: Vec<String> = places.iter().map(|place| render::shown(place)).collect();
+        let _ = writeln!(text, "not in every copy: {id} (it is in {}; pgark sync)", places.join(", "));
+    }
     for id in &listing.pinned {
         let _ = writeln!(text, "pinned: {id}");
     }

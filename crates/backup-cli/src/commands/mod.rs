@@ -4,6 +4,7 @@ mod audit;
 mod backup;
 mod check;
 mod confirm;
+mod copy;
 mod demo;
 mod drill;
 mod export;
@@ -18,6 +19,7 @@ mod restore;
 mod safety;
 mod show;
 mod status;
+mod sync;
 mod verify;
 pub(crate) mod wal;
 
@@ -46,6 +48,8 @@ pub(crate) async fn run(cli: Cli, cancel: &CancellationToken) -> Result<ExitCode
         Command::Export(args) => export::run(&cli, args, cancel).await?,
         Command::Import(args) => return import::run(&cli, args, cancel).await,
         Command::Verify(args) => return verify::run(&cli, args, cancel).await,
+        Command::Copy(args) => copy::run(&cli, args, cancel).await?,
+        Command::Sync(args) => return sync::run(&cli, args, cancel).await,
         Command::Prune(args) => return prune::run(&cli, args, cancel).await,
         Command::Pin(args) => pin::pin(&cli, args).await?,
         Command::Unpin(args) => pin::unpin(&cli, args).await?,

@@ -212,9 +212,9 @@ pub(super) fn restore_command(cli: &Cli, keys: &ReadKeys, settings: &Settings) -
     if let Some(config) = cli.config_file() {
         words.extend(["--config".to_owned(), file(&config)]);
     }
-    if let Some(url) = &settings.repository {
+    for (url, _) in settings.places() {
         let is_folder = !url.contains(':');
-        let url = if is_folder { file(Path::new(url)) } else { quoted(url) };
+        let url = if is_folder { file(Path::new(&url)) } else { quoted(&url) };
         words.extend(["--repo".to_owned(), url]);
     }
     words.extend(["--cluster".to_owned(), quoted(cli.cluster(settings)?.as_str())]);

@@ -2,6 +2,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use pgark::config::Verified;
+use pgark::copies::Repairs;
 use pgark::repository::BackupId;
 use pgark::verify::{Depth, Finding, Report};
 use pgark::wal::WalReport;
@@ -42,6 +43,9 @@ fn text(verified: &Verified) -> String {
         let _ = writeln!(text, "other objects of the cluster: {state}: {} read", others.objects);
         others.findings.iter().for_each(|finding| of_finding(&mut text, finding));
     }
+    if let Some(repairs) = &verified.repairs {
+        text += &of_repairs(repairs);
+    }
     let several = verified.backups.len() != 1 || verified.resumed > 0;
     if several || verified.sample.is_some() || !verified.good {
         let _ = writeln!(
@@ -62,6 +66,19 @@ fn text(verified: &Verified) -> String {
     if let Some(sample) = &verified.sample {
         let _ =
             writeln!(text, "a sample of {}% of the parts, chosen by --seed {}", sample.percent, sample.seed);
+    }
+    text
+}
+
+fn of_repairs(repairs: &Repairs) -> String {
+    let mut text = String::new();
+    for one in &repairs.repaired {
+        let (object, copy) = (render::shown(&one.object), render::shown(&one.copy));
+        let _ = writeln!(text, "repaired: {object} in {copy}, {}", render::bytes(one.bytes));
+    }
+    for problem in &repairs.problems {
+        let [copy, what, why] = [&problem.copy, &problem.what, &problem.why].map(|text| render::shown(text));
+        let _ = writeln!(text, "NOT REPAIRED: {what} in {copy}: {why}");
     }
     text
 }
@@ -88,6 +105,7 @@ fn of_backup(report: &Report, without_wal: &[BackupId]) -> String {
     };
     let compared = if report.sampled { format!("{compared}, of a sample") } else { compared };
     let stored = render::bytes(report.stored_bytes);
+    let place = report.copy.as_ref().map(|copy| format!(" in {}", render::shown(copy))).unwrap_or_default();
     if report.is_good() {
         let parent = report.parent.as_ref();
         let parent = parent.map(|parent| format!("; it builds on {parent}")).unwrap_or_default();
@@ -98,12 +116,12 @@ fn of_backup(report: &Report, without_wal: &[BackupId]) -> String {
         };
         let objects = report.objects;
         return format!(
-            "{}: good: {objects} objects, {stored}: compared {compared}{parent}{wal}\n",
+            "{}{place}: good: {objects} objects, {stored}: compared {compared}{parent}{wal}\n",
             report.id
         );
     }
     let mut text = format!(
-        "{}: DAMAGED: {} of {} objects and parts\n",
+        "{}{place}: DAMAGED: {} of {} objects and parts\n",
         report.id,
         report.findings.len(),
         report.objects

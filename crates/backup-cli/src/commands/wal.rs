@@ -15,8 +15,15 @@ use serde_json::json;
 use crate::args::{Cli, WalCommand, apply_jobs};
 use crate::render;
 
+/// How long one of several copies of the archive may take for a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 pub(super) async fn run(cli: &Cli, command: &WalCommand, cancel: &CancellationToken) -> Result<ExitCode> {
     let mut settings = cli.settings()?;
+    if matches!(command, WalCommand::Push { .. } | WalCommand::Fetch { .. }) {
+        // The server waits: a copy that does not answer shall not keep it from its work.
+        settings.patience = Some(PATIENCE);
+    }
     match command {
         WalCommand::Push { path, ahead, background } => {
             push(cli, &settings, path, *ahead, *background, cancel).await?;

@@ -14,7 +14,7 @@ use crate::compressor::Compressor;
 use crate::encryptor::Cipher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{Digest, Frame, ObjectRecord, PartContents, PartRecord, RawHasher};
-use crate::store::{Bytestream, Store};
+use crate::store::{Bytestream, Store, elsewhere, sources, worse};
 
 /// What is needed to read the parts of a backup.
 #[derive(Clone)]
@@ -70,7 +70,7 @@ impl PartReader {
         }
         let (mut raw, mut raw_bytes) = (RawHasher::like(&contents.raw), 0);
         for (object, frames) in record.objects.iter().zip(&contents.objects) {
-            let done = self.object(object, frames.clone(), tx, &mut raw, &mut raw_bytes).await;
+            let done = self.object(object, frames, tx, &mut raw, &mut raw_bytes).await;
             if !done.map_err(|e| e.doing(format!("reading {}/{}", self.folder, object.key)))? {
                 return Ok(());
             }
@@ -84,17 +84,53 @@ impl PartReader {
         Ok(())
     }
 
-    /// Reads one object through. False when nobody reads any more.
+    /// Reads one object through, in another copy where one fails. False when nobody reads any more.
+    ///
+    /// A frame is handed on when it was opened and decompressed, before the digest of the whole object is known. So
+    /// another copy is read from the object's beginning: frames that were handed on are not handed on again, and
+    /// must be the same there.
     async fn object(
         &self,
         object: &ObjectRecord,
-        frames: Vec<Frame>,
+        frames: &[Frame],
         tx: &mpsc::Sender<Result<Bytes>>,
         raw: &mut RawHasher,
         raw_bytes: &mut u64,
     ) -> Result<bool> {
+        let sources = sources(&self.store);
+        let several = sources.len() > 1;
+        let mut handing = Handing { tx, raw, raw_bytes, done: Vec::new(), again: 0, several, reading: true };
+        let mut failed = None;
+        for source in sources {
+            handing.again = 0;
+            let read = async {
+                // Nothing tells a damaged frame from another one: so nothing is handed on before all is compared.
+                if several && self.cipher.is_none() && self.compressor.suffix().is_none() {
+                    check_stored(&*source, &self.folder, object).await?;
+                }
+                self.object_from(&*source, object, frames.to_vec(), &mut handing).await
+            };
+            match read.await {
+                Err(error) if several && elsewhere(&error) && !handing.is_wrong() => {
+                    tracing::warn!(copy = source.location(), key = object.key, %error, "reading it from another copy");
+                    failed = Some(worse(failed, error));
+                }
+                other => return other,
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::internal("a store without copies")))
+    }
+
+    /// Reads one object through from one place.
+    async fn object_from(
+        &self,
+        source: &dyn Store,
+        object: &ObjectRecord,
+        frames: Vec<Frame>,
+        handing: &mut Handing<'_>,
+    ) -> Result<bool> {
         let key = format!("{}/{}", self.folder, object.key);
-        let stored = self.store.read(&key, None).await?;
+        let stored = source.read(&key, None).await?;
         let (chunks, from_store) = mpsc::channel(4);
         let fetch = tokio::spawn(fetch(stored, chunks, object.clone()));
         let (to_pool, mut frames_in) = mpsc::channel(1);
@@ -102,21 +138,23 @@ impl PartReader {
         let opened = open_on_thread(self.cipher.clone(), from_store, frames, buffers, to_pool)?;
 
         let mut pending = VecDeque::new();
-        loop {
+        let delivered = loop {
             let room = pending.len() <= self.pool.width();
-            tokio::select! {
+            let delivered = tokio::select! {
                 biased;
                 frame = frames_in.recv(), if room => match frame {
-                    Some((frame, data)) => pending.push_back(self.decompress(frame, data)),
-                    None if pending.is_empty() => break,
-                    None => {
-                        if !self.deliver(&mut pending, tx, raw, raw_bytes).await? { return Ok(false); }
-                    }
+                    Some((frame, data)) => { pending.push_back(self.decompress(frame, data)); Ok(true) }
+                    None if pending.is_empty() => break Ok(true),
+                    None => self.deliver(&mut pending, handing).await,
                 },
-                delivered = self.deliver(&mut pending, tx, raw, raw_bytes), if !room => {
-                    if !delivered? { return Ok(false); }
-                }
+                delivered = self.deliver(&mut pending, handing), if !room => delivered,
+            };
+            if !matches!(delivered, Ok(true)) {
+                break delivered;
             }
+        };
+        if !delivered? {
+            return Ok(false);
         }
         let opened = opened.await.unwrap_or_else(|_| Err(Error::internal("the opening thread is gone")));
         let fetched =
@@ -144,15 +182,55 @@ impl PartReader {
     async fn deliver(
         &self,
         pending: &mut VecDeque<oneshot::Receiver<Result<Vec<u8>>>>,
-        tx: &mpsc::Sender<Result<Bytes>>,
-        hasher: &mut RawHasher,
-        bytes: &mut u64,
+        handing: &mut Handing<'_>,
     ) -> Result<bool> {
         let Some(oldest) = pending.pop_front() else { return Ok(true) };
         let raw = received(oldest.await)?;
-        hasher.update(&raw);
-        *bytes += raw.len() as u64;
-        Ok(tx.send(Ok(self.buffers.raw.freeze(raw))).await.is_ok())
+        handing.take(raw, &self.buffers.raw).await
+    }
+}
+
+/// Frames of an object on their way to whoever reads the part.
+struct Handing<'a> {
+    tx: &'a mpsc::Sender<Result<Bytes>>,
+    raw: &'a mut RawHasher,
+    raw_bytes: &'a mut u64,
+    /// Digests of the frames of this object that were handed on, where it may be read again.
+    done: Vec<u128>,
+    /// How many of them were seen again in this copy.
+    again: usize,
+    several: bool,
+    /// False once a frame that was handed on was found to be another one.
+    reading: bool,
+}
+
+impl Handing<'_> {
+    fn is_wrong(&self) -> bool {
+        !self.reading
+    }
+
+    async fn take(&mut self, frame: Vec<u8>, buffers: &Buffers) -> Result<bool> {
+        if self.several {
+            let digest = xxhash_rust::xxh3::xxh3_128(&frame);
+            match self.done.get(self.again) {
+                Some(before) if *before == digest => {
+                    self.again += 1;
+                    buffers.put(frame);
+                    return Ok(true);
+                }
+                Some(_) => {
+                    self.reading = false;
+                    return Err(damaged("what was read of it from another copy", "it had other bytes"));
+                }
+                None => {
+                    self.done.push(digest);
+                    self.again += 1;
+                }
+            }
+        }
+        self.raw.update(&frame);
+        *self.raw_bytes += frame.len() as u64;
+        Ok(self.tx.send(Ok(buffers.freeze(frame))).await.is_ok())
     }
 }
 

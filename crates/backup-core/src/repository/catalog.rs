@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
@@ -16,7 +16,7 @@ use super::open::RECORD_LIMIT;
 use super::record::{from_json, to_json};
 use super::{BackupId, BackupRecord, BackupSummary, ClusterName, FORMAT, Marks, Repository, State, layout};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Created, Entry, Meta, list_sorted, read_if_there};
+use crate::store::{Created, Entry, Meta, elsewhere, list_sorted, read_if_there, worse};
 
 /// Runs younger than this are always looked for: the clocks of hosts may differ a little, and a run that was
 /// given up may still have stored something.
@@ -49,38 +49,129 @@ pub struct Catalog {
     abandoned: BTreeSet<BackupId>,
     unfinished: Vec<Unfinished>,
     superseded: Vec<String>,
+    /// Where the repository has copies, what each of them has that answered.
+    copies: Vec<(Repository, Catalog)>,
+    /// Whether a copy did not answer.
+    incomplete: bool,
     marks: Marks,
     half_removed: BTreeSet<BackupId>,
 }
 
 impl Catalog {
-    /// Reads the catalog of a cluster. One without backups is empty.
+    /// Reads the catalog of a cluster. One without backups is empty. Of a repository in several copies it is all that
+    /// those have that answer.
     pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
         Self::load_listing(repository, cluster, false).await
     }
 
     /// The same, with a look whether every backup's folder is there: a host whose index was not the newest may have
-    /// written a backup into it that was removed meanwhile.
+    /// written a backup into it that was removed meanwhile, and one that was copied there may be older than the index.
     pub(crate) async fn load_whole(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
         Self::load_listing(repository, cluster, true).await
     }
 
+    /// What one copy has, looked at whole. A record that is damaged there is left out.
+    pub(crate) async fn load_copy(copy: &Repository, cluster: &ClusterName) -> Result<Self> {
+        Self::load_one(copy, cluster, true, true).await
+    }
+
     async fn load_listing(repository: &Repository, cluster: &ClusterName, whole: bool) -> Result<Self> {
+        let copies = repository.each_copy();
+        if copies.is_empty() {
+            return Self::load_one(repository, cluster, false, whole).await;
+        }
+        let loads = copies.into_iter().map(|copy| async move {
+            let loaded = Self::load_one(&copy, cluster, true, whole).await;
+            (copy, loaded)
+        });
+        let (mut loaded, mut failed) = (Vec::new(), None);
+        for (copy, catalog) in futures::future::join_all(loads).await {
+            match catalog {
+                Ok(catalog) => loaded.push((copy, catalog)),
+                Err(error) if elsewhere(&error) => {
+                    tracing::warn!(copy = copy.store().location(), %error, "what this copy has is not known");
+                    failed = Some(worse(failed, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match failed {
+            Some(error) if loaded.is_empty() => Err(error),
+            failed => Ok(Self { incomplete: failed.is_some(), ..Self::merged(cluster, loaded) }),
+        }
+    }
+
+    /// What copies have together. A backup that one of them has is one, whatever the others say of it.
+    fn merged(cluster: &ClusterName, copies: Vec<(Repository, Self)>) -> Self {
+        let mut merged = Self::empty(cluster);
+        for (_, copy) in &copies {
+            for (id, backup) in &copy.backups {
+                merged.backups.entry(id.clone()).or_insert_with(|| backup.clone());
+            }
+            merged.abandoned.extend(copy.abandoned.iter().cloned());
+            merged.unfinished.extend(copy.unfinished.iter().cloned());
+            merged.half_removed.extend(copy.half_removed.iter().cloned());
+            merged.marks.extend(copy.marks.clone());
+        }
+        let Self { backups, abandoned, unfinished, half_removed, .. } = &mut merged;
+        abandoned.retain(|id| !backups.contains_key(id));
+        half_removed.retain(|id| !backups.contains_key(id));
+        unfinished.sort_by(|a, b| a.id.cmp(&b.id));
+        unfinished.dedup();
+        let known =
+            |id: &BackupId| backups.contains_key(id) || abandoned.contains(id) || half_removed.contains(id);
+        unfinished.retain(|run| !known(&run.id));
+        merged.copies = copies;
+        merged
+    }
+
+    fn empty(cluster: &ClusterName) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            backups: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+            unfinished: Vec::new(),
+            superseded: Vec::new(),
+            copies: Vec::new(),
+            incomplete: false,
+            marks: Marks::default(),
+            half_removed: BTreeSet::new(),
+        }
+    }
+
+    /// Where the repository has copies, the backups that not all of those have that answered, with the places of those
+    /// that do.
+    pub fn not_everywhere(&self) -> Option<BTreeMap<BackupId, Vec<String>>> {
+        let places_of = |id: &BackupId| -> Vec<String> {
+            let having = self.copies.iter().filter(|(_, catalog)| catalog.backups.contains_key(id));
+            having.map(|(copy, _)| copy.store().location().to_owned()).collect()
+        };
+        let backups = self.backups.keys().map(|id| (id.clone(), places_of(id)));
+        (!self.copies.is_empty())
+            .then(|| backups.filter(|(_, places)| places.len() < self.copies.len()).collect())
+    }
+
+    /// Whether a run was given up.
+    pub(crate) fn has_given_up(&self, id: &BackupId) -> bool {
+        self.abandoned.contains(id)
+    }
+
+    /// Reads what one place has. `tolerant`: a record that cannot be read is left out, since another copy has it.
+    /// `whole`: the index does not say which folders need not be looked at.
+    async fn load_one(
+        repository: &Repository,
+        cluster: &ClusterName,
+        tolerant: bool,
+        whole: bool,
+    ) -> Result<Self> {
         let (index, superseded) = newest_index(repository, cluster).await?;
         let (horizon, known, known_abandoned) = match index {
             Some(index) => (Some(index.horizon), index.backups, index.abandoned),
             None => (None, Vec::new(), Vec::new()),
         };
-        let mut catalog = Self {
-            cluster: cluster.clone(),
-            backups: known.into_iter().map(|b| (b.id.clone(), b)).collect(),
-            abandoned: BTreeSet::new(),
-            unfinished: Vec::new(),
-            superseded,
-            marks: Marks::default(),
-            half_removed: BTreeSet::new(),
-        };
         let listed_from = horizon.as_deref().filter(|_| !whole);
+        let backups = known.into_iter().map(|b| (b.id.clone(), b)).collect();
+        let mut catalog = Self { backups, superseded, ..Self::empty(cluster) };
         let known_abandoned: BTreeSet<BackupId> = known_abandoned.into_iter().collect();
         let mut unknown = Vec::new();
         let mut there = BTreeSet::new();
@@ -98,14 +189,22 @@ impl Catalog {
         catalog
             .backups
             .retain(|id, _| listed_from.is_some_and(|from| id.as_str() <= from) || there.contains(id));
-        let records: Vec<(BackupId, Option<BackupRecord>)> = futures::stream::iter(unknown)
-            .map(
-                |id| async move { repository.record_if_there(cluster, &id).await.map(|record| (id, record)) },
-            )
+        let records: Vec<(BackupId, Result<Option<BackupRecord>>)> = futures::stream::iter(unknown)
+            .map(|id| async move {
+                let record = repository.record_if_there(cluster, &id).await;
+                (id, record)
+            })
             .buffer_unordered(READS)
-            .try_collect()
-            .await?;
+            .collect()
+            .await;
         for (id, record) in records {
+            let record = match record {
+                Err(error) if tolerant && error.kind() == ErrorKind::Integrity => {
+                    tracing::warn!(copy = repository.store().location(), %error, "a record is damaged");
+                    continue;
+                }
+                other => other?,
+            };
             match record.map(|r| r.summary) {
                 None => catalog.unfinished.push(Unfinished { id }),
                 Some(summary) if summary.state == State::Committed => {
@@ -163,9 +262,11 @@ impl Catalog {
         }
     }
 
-    /// Whether anything of a run is there: a backup, what is left of one, or a run at work.
+    /// Whether anything of a run is there: a backup, what is left of one, or a run at work. A copy that did not answer may
+    /// have something.
     pub(crate) fn has_folder(&self, id: &BackupId) -> bool {
-        self.backups.contains_key(id)
+        self.incomplete
+            || self.backups.contains_key(id)
             || self.abandoned.contains(id)
             || self.half_removed.contains(id)
             || self.unfinished.iter().any(|run| run.id == *id)
@@ -182,7 +283,7 @@ impl Catalog {
     }
 
     /// Runs that were given up, as far as the catalog still looks at them.
-    pub(super) fn abandoned(&self) -> impl Iterator<Item = &BackupId> {
+    pub(crate) fn abandoned(&self) -> impl Iterator<Item = &BackupId> {
         self.abandoned.iter()
     }
 
@@ -224,7 +325,29 @@ impl Catalog {
     }
 
     /// Writes the index anew and removes those that it replaces. Returns the store's time.
+    ///
+    /// Where the repository has copies each gets one of its own: it shows what that copy has.
     pub async fn write_index(&self, repository: &Repository) -> Result<Timestamp> {
+        if self.copies.is_empty() {
+            return self.write_own_index(repository).await;
+        }
+        let (mut written, mut failed) = (None, None);
+        for (copy, catalog) in &self.copies {
+            match catalog.write_own_index(copy).await {
+                Ok(time) => {
+                    written.get_or_insert(time);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match (written, failed) {
+            (Some(time), None) => Ok(time),
+            (_, Some(error)) => Err(error),
+            (None, None) => Err(Error::internal("a catalog without copies")),
+        }
+    }
+
+    async fn write_own_index(&self, repository: &Repository) -> Result<Timestamp> {
         let store = repository.store();
         let recent = BackupId::floor(Timestamp::now() - HORIZON_LAG);
         // The horizon itself is not listed, so it must lie before the id of the oldest run without a record.

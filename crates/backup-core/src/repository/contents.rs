@@ -11,7 +11,7 @@ use super::{BackupContents, BackupRecord, Digest, Repository, layout};
 use crate::encryptor::Cipher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shared_writer::SharedWriter;
-use crate::store::read_whole;
+use crate::store::read_checked;
 
 /// Contents as they are stored.
 pub(crate) fn seal_contents(contents: &BackupContents, cipher: Option<&dyn Cipher>) -> Result<Bytes> {
@@ -41,10 +41,13 @@ pub(crate) async fn open_contents(
     };
     let object = record.contents.as_ref().ok_or_else(|| damaged("the record names none"))?;
     let key = format!("{}/{}", layout::backup(&record.cluster, &record.id), object.key);
-    let stored = read_whole(&**repository.store(), &key, RECORD_LIMIT).await?;
-    if stored.len() as u64 != object.bytes || Digest::of(&stored) != object.blake3 {
-        return Err(damaged("its bytes are not those that were written"));
-    }
+    let stored = read_checked(repository.store(), &key, RECORD_LIMIT, |stored| {
+        if stored.len() as u64 == object.bytes && Digest::of(&stored) == object.blake3 {
+            return Ok(stored);
+        }
+        Err(damaged("its bytes are not those that were written"))
+    })
+    .await?;
     let from: Box<dyn Read + Send> = Box::new(Cursor::new(stored));
     let from = match cipher {
         Some(cipher) => cipher.open(from).map_err(|e| {

@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::record::{from_json, to_json};
 use super::{ClusterName, FORMAT, Repository, layout};
 use crate::error::{Error, Result};
-use crate::store::{Created, list_sorted, read_whole};
+use crate::store::{Created, list_sorted, read_checked};
 
 /// `identity/<ulid>.json`: written when a cluster is first backed up, and when it has become another one
 /// (`pg_upgrade`, `initdb`). The last by name counts.
@@ -43,8 +43,7 @@ impl Repository {
             return Ok(None);
         };
         let key = format!("{}/{}", layout::identity(cluster), newest.name());
-        let body = read_whole(store, &key, 1 << 20).await?;
-        from_json(&body, &key).map(Some)
+        read_checked(self.store(), &key, 1 << 20, |body| from_json(&body, &key)).await.map(Some)
     }
 
     /// Notes which cluster was backed up. Returns the identity before, where it was another one.

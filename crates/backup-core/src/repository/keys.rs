@@ -7,7 +7,7 @@ use ulid::Ulid;
 use super::{BackupRecord, Repository, layout};
 use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Created, list_sorted, read_whole};
+use crate::store::{Created, Store, list_sorted, read_whole, sources, worse};
 
 /// More than a key wrapped for thousands of readers.
 const KEY_LIMIT: usize = 16 * 1024 * 1024;
@@ -24,12 +24,21 @@ pub struct Rotated {
 
 /// Names of the wrapped keys of a backup; the one that counts comes last.
 async fn key_names(repository: &Repository, folder: &str) -> Result<Vec<String>> {
-    let entries = list_sorted(&**repository.store(), folder, None).await?;
+    keys_in(&**repository.store(), folder).await
+}
+
+/// The same of a folder in a store.
+pub(crate) async fn keys_in(store: &dyn Store, folder: &str) -> Result<Vec<String>> {
+    let entries = list_sorted(store, folder, None).await?;
     let mut names: Vec<String> =
         entries.iter().map(|e| e.name().to_owned()).filter(|n| layout::is_key(n)).collect();
-    // The first one of a backup, `key.age`, is older than any with a ULID.
-    names.sort_by_key(|name| (name.starts_with("key-"), name.clone()));
+    names.sort_by_key(|name| age_of_key(name));
     Ok(names)
+}
+
+/// Sorts names of keys by age: the first one of a backup, `key.age`, is older than any with a ULID.
+pub(crate) fn age_of_key(name: &str) -> (bool, String) {
+    (name.starts_with("key-"), name.to_owned())
 }
 
 /// Whether the key of an encrypted backup is there.
@@ -75,12 +84,38 @@ pub(crate) async fn open_cipher(
             format!("the key of backup {} is missing", record.id),
         ));
     };
-    let wrapped = read_whole(&**repository.store(), &format!("{folder}/{name}"), KEY_LIMIT).await?;
+    let key = format!("{folder}/{name}");
+    open_key(repository.store(), &key, encryptor).await.map(Some)
+}
+
+/// Reads a wrapped key from the first copy where it opens.
+pub(crate) async fn open_key(
+    store: &Arc<dyn Store>,
+    key: &str,
+    encryptor: &Arc<dyn Encryptor>,
+) -> Result<Arc<dyn Cipher>> {
+    let mut failed = None;
+    for source in sources(store) {
+        match open_wrapped(&source, key, encryptor).await {
+            Ok(cipher) => return Ok(cipher),
+            Err(error) => failed = Some(worse(failed, error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::internal("a store without copies")))
+}
+
+/// Reads a wrapped key from one place and opens it.
+async fn open_wrapped(
+    source: &Arc<dyn Store>,
+    key: &str,
+    encryptor: &Arc<dyn Encryptor>,
+) -> Result<Arc<dyn Cipher>> {
+    let wrapped = read_whole(&**source, key, KEY_LIMIT).await?;
     let encryptor = Arc::clone(encryptor);
     // A passphrase takes its time.
     let opened = tokio::task::spawn_blocking(move || encryptor.open_key(&wrapped)).await;
     let opened = opened.unwrap_or_else(|e| Err(Error::internal("opening the key failed").caused_by(e)));
-    opened.map(Some).map_err(|e| e.doing(format!("opening {folder}/{name}")))
+    opened.map_err(|e| e.doing(format!("opening {key}")))
 }
 
 /// Wraps the key of a backup for the readers of `new`: a new object, then the older ones are deleted. The

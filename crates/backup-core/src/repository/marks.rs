@@ -132,6 +132,20 @@ impl Marks {
         Ok(marks)
     }
 
+    /// Adds those of another copy; what both have counts once, with the earlier time.
+    pub(crate) fn extend(&mut self, other: Self) {
+        for (id, marks) in other.0 {
+            let known = self.0.entry(id).or_default();
+            for mark in marks {
+                match known.iter_mut().find(|one| one.key == mark.key) {
+                    Some(one) => one.since = one.since.min(mark.since),
+                    None => known.push(mark),
+                }
+            }
+            known.sort_by(|a, b| (a.since, &a.key).cmp(&(b.since, &b.key)));
+        }
+    }
+
     /// All marks of a backup, oldest first.
     pub fn of(&self, id: &BackupId) -> &[Mark] {
         self.0.get(id).map_or(&[], Vec::as_slice)
@@ -157,6 +171,11 @@ impl Marks {
     /// What the last verification found: [`Verb::VerifiedStored`], [`Verb::VerifiedRaw`] or [`Verb::Damaged`].
     pub fn verification(&self, id: &BackupId) -> Option<&Mark> {
         self.newest(id, Verb::Damaged)
+    }
+
+    /// The marks that count of what a person or a rule decided: what a verification found is of one copy only.
+    pub(crate) fn decided(&self, id: &BackupId) -> Vec<&Mark> {
+        [Verb::Unpin, Verb::Keep].into_iter().filter_map(|like| self.newest(id, like)).collect()
     }
 
     /// Whether the last verification found damage.

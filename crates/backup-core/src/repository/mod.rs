@@ -8,6 +8,7 @@
 mod catalog;
 mod chain;
 mod contents;
+mod copies;
 mod id;
 mod identity;
 mod keys;
@@ -25,7 +26,7 @@ pub(crate) use contents::{open_contents, seal_contents};
 pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;
 pub use keys::{Rotated, rotate_key};
-pub(crate) use keys::{has_key, open_cipher};
+pub(crate) use keys::{age_of_key, has_key, keys_in, open_cipher, open_key};
 pub use marks::{Mark, Marks, Verb};
 pub(crate) use open::RECORD_LIMIT;
 pub(crate) use open::announcement;
@@ -37,5 +38,5 @@ pub use record::{
     PartRecord, Started, State, Tool,
 };
 pub(crate) use record::{PARTIAL, from_json, to_json};
-pub(crate) use run::{Run, check_clock, host_name, signed};
+pub(crate) use run::{Run, check_clock, delete_leftovers, host_name, signed};
 pub use sweep::{DEFAULT_GRACE, Swept};

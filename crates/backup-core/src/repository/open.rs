@@ -10,7 +10,9 @@ use super::layout;
 use super::record::{Tool, from_json, to_json};
 use super::{BackupId, BackupRecord, ClusterName, Started};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Created, Entry, Store, list_sorted, read_if_there, read_whole};
+use crate::store::{
+    Created, Entry, Store, elsewhere, list_sorted, read_if_there, read_whole, sources, worse,
+};
 
 /// The version of the repository format that this pgark reads and writes.
 pub const FORMAT: u32 = 1;
@@ -57,6 +59,9 @@ impl Repository {
     /// [`NotARepository`](ErrorKind::NotARepository), [`NewerFormat`](ErrorKind::NewerFormat), and those of
     /// the store.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self> {
+        if !store.copies().is_empty() {
+            return Box::pin(super::copies::open(store)).await;
+        }
         let Some(body) = read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? else {
             return Err(Error::new(
                 ErrorKind::NotARepository,
@@ -71,14 +76,40 @@ impl Repository {
         Ok(Self { store, marker: from_json(body, layout::REPOSITORY)? })
     }
 
+    /// The same repository in several copies, with what all of them can do.
+    pub(super) fn over(store: Arc<dyn Store>, copies: &[Self]) -> Result<Self> {
+        let first = copies.first().ok_or_else(|| Error::internal("a repository without copies"))?;
+        let mut marker = first.marker.clone();
+        marker.abilities = Abilities {
+            conditional_create: copies.iter().all(|copy| copy.marker.abilities.conditional_create),
+            delete: copies.iter().all(|copy| copy.marker.abilities.delete),
+        };
+        store.expect_repository(&marker.id);
+        Ok(Self { store, marker })
+    }
+
+    /// The repository in each of its copies, whether they answer or not; none where it is in one place only.
+    pub(super) fn each_copy(&self) -> Vec<Self> {
+        let copies = self.store.copies().into_iter();
+        copies.map(|store| Self { store, marker: self.marker.clone() }).collect()
+    }
+
     /// Makes a repository in `store`, or opens the one that is there. True where it is new.
     ///
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict) where the place holds something else.
     pub async fn init(store: Arc<dyn Store>) -> Result<(Self, bool)> {
-        if let Some(body) = read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? {
-            return Ok((Self::from_marker(store, &body)?, false));
+        if !store.copies().is_empty() {
+            return Box::pin(super::copies::init(store, false)).await;
         }
+        match read_if_there(&*store, layout::REPOSITORY, 1 << 20).await? {
+            Some(body) => Ok((Self::from_marker(store, &body)?, false)),
+            None => Self::make(store, &Ulid::generate().to_string()).await,
+        }
+    }
+
+    /// Makes a repository with an id in an empty place. False where somebody else was faster.
+    pub(super) async fn make(store: Arc<dyn Store>, id: &str) -> Result<(Self, bool)> {
         let location = store.location().to_owned();
         // Another host may be probing the same place at this moment.
         if let Some(entry) = list_sorted(&*store, "", None).await?.iter().find(|e| e.name() != PROBES) {
@@ -91,7 +122,7 @@ impl Repository {
         let abilities = probe(&*store).await?;
         let marker = Marker {
             format: FORMAT,
-            id: Ulid::generate().to_string(),
+            id: id.to_owned(),
             created: Timestamp::now(),
             tool: Tool::this(),
             abilities,
@@ -151,15 +182,44 @@ impl Repository {
         id: &BackupId,
     ) -> Result<Option<BackupRecord>> {
         let key = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
-        let Some(body) = read_if_there(&*self.store, &key, RECORD_LIMIT).await? else { return Ok(None) };
-        let record: BackupRecord = from_json(&body, &key)?;
+        let (mut abandoned, mut failed, mut absent) = (None, None, false);
+        for source in sources(&self.store) {
+            let read = async {
+                let Some(body) = read_if_there(&*source, &key, RECORD_LIMIT).await? else { return Ok(None) };
+                Self::parse_record(cluster, id, &body, &key).map(Some)
+            };
+            match read.await {
+                // Given up in one copy, and whole in another: that one counts, since nothing else says so of it.
+                Ok(Some(record)) if record.state == super::State::Abandoned => abandoned = Some(record),
+                Ok(Some(record)) => return Ok(Some(record)),
+                Ok(None) => absent = true,
+                Err(error) if elsewhere(&error) => failed = Some(worse(failed, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match (abandoned, failed) {
+            (None, Some(error)) if !absent || error.kind() == ErrorKind::Integrity => Err(error),
+            // A copy that did not answer may have it: then the one that is asked for is not known not to be.
+            (None, Some(error)) => Err(error.doing(format!("looking for backup {id}"))),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Reads the record of a backup.
+    pub(crate) fn parse_record(
+        cluster: &ClusterName,
+        id: &BackupId,
+        body: &[u8],
+        key: &str,
+    ) -> Result<BackupRecord> {
+        let record: BackupRecord = from_json(body, key)?;
         if record.id != *id || record.cluster != *cluster {
             return Err(Error::new(
                 ErrorKind::Integrity,
                 format!("{key} is the record of another backup, {}", record.id),
             ));
         }
-        Ok(Some(record))
+        Ok(record)
     }
 }
 

@@ -7,13 +7,14 @@ use serde_json::Map;
 use ulid::Ulid;
 
 use super::layout;
+use super::open::RECORD_LIMIT;
 use super::record::to_json;
 use super::{
     BackupId, BackupRecord, BackupSummary, ClusterName, Digest, FORMAT, ObjectRecord, Repository, Started,
     State, Tool,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Created, Entry, Meta, Store, list_sorted};
+use crate::store::{Created, Entry, Meta, Store, list_sorted, read_if_there};
 
 /// How far this host's clock may be from the store's. Listings count on ids that sort by time.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_hours(1);
@@ -109,11 +110,17 @@ impl Run {
     pub(crate) async fn commit(&self, record: &BackupRecord) -> Result<()> {
         let key = format!("{}/{}", self.folder(), layout::RECORD);
         self.commit_tried.store(true, Ordering::Relaxed);
-        let created = match self.store().create(&key, to_json(record)?).await {
+        let created = match self.store().commit(&key, to_json(record)?).await {
             Ok(created) => created,
             Err(error) => match self.abandon().await {
                 // Nothing was there, and now nothing can come.
                 Ok(true) => return Err(error),
+                Ok(false) if self.store().kept(&self.folder()).is_some() => {
+                    return Err(error.with_hint(format!(
+                        "backup {} is whole in the copies that answered; pgark sync brings it to the others",
+                        self.id
+                    )));
+                }
                 Ok(false) => Created::Other,
                 Err(_) => {
                     return Err(error.with_hint(
@@ -190,13 +197,35 @@ pub(super) async fn abandon(repository: &Repository, cluster: &ClusterName, id: 
         },
     };
     let key = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
-    match repository.store().create(&key, to_json(&record)?).await? {
+    let created = match repository.store().create(&key, to_json(&record)?).await {
+        // Of several copies those that answered have it. Nothing is deleted in the others.
+        Err(error) if !repository.store().copies().is_empty() => {
+            let found = repository.record_if_there(cluster, id).await;
+            return match found {
+                Ok(Some(record)) => Ok(record.state == State::Abandoned),
+                _ => Err(error),
+            };
+        }
+        created => created?,
+    };
+    match created {
         Created::New | Created::Same => Ok(true),
         Created::Other => {
             let found = repository.record_if_there(cluster, id).await?;
             Ok(found.is_some_and(|r| r.summary.state == State::Abandoned))
         }
     }
+}
+
+/// Says once more that a run was given up, in the same words: a copy that did not hear it keeps what it has.
+pub(super) async fn abandon_everywhere(
+    repository: &Repository,
+    cluster: &ClusterName,
+    id: &BackupId,
+) -> Result<()> {
+    let key = format!("{}/{}", layout::backup(cluster, id), layout::RECORD);
+    let Some(body) = read_if_there(&**repository.store(), &key, RECORD_LIMIT).await? else { return Ok(()) };
+    repository.store().create(&key, body).await.map(drop)
 }
 
 /// What is in a backup's folder beside the record.
@@ -217,7 +246,7 @@ pub(super) async fn leftovers(store: &dyn Store, folder: &str) -> Result<Vec<Met
 }
 
 /// Deletes them; how many there were.
-pub(super) async fn delete_leftovers(store: &dyn Store, folder: &str) -> Result<u64> {
+pub(crate) async fn delete_leftovers(store: &dyn Store, folder: &str) -> Result<u64> {
     let keys: Vec<String> = leftovers(store, folder).await?.into_iter().map(|meta| meta.key).collect();
     store.delete(&keys).await.into_iter().collect::<Result<Vec<()>>>().map(|done| done.len() as u64)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::run::{abandon, delete_leftovers, leftovers, signed};
+use super::run::{abandon, abandon_everywhere, delete_leftovers, leftovers, signed};
 use super::{BackupId, Catalog, Repository, layout};
 use crate::error::Result;
 
@@ -42,7 +42,11 @@ impl Repository {
         }
         // A run that was slow, not dead, may have stored more after it was given up.
         for id in catalog.abandoned() {
-            swept.deleted += delete_leftovers(store, &layout::backup(catalog.cluster(), id)).await?;
+            let folder = layout::backup(catalog.cluster(), id);
+            if !store.copies().is_empty() && !leftovers(store, &folder).await?.is_empty() {
+                abandon_everywhere(self, catalog.cluster(), id).await?;
+            }
+            swept.deleted += delete_leftovers(store, &folder).await?;
         }
         swept.deleted += store.sweep_temporaries(grace).await?;
         Ok(swept)

@@ -75,6 +75,9 @@ pub struct Report {
     pub seconds: f64,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// The place that was read, where the repository has several copies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
 }
 
 impl Report {
@@ -98,6 +101,7 @@ impl Report {
             sampled: false,
             seconds: 0.0,
             findings: vec![finding],
+            copy: None,
         }
     }
 }
@@ -143,6 +147,7 @@ pub async fn verify(
         sampled: options.sample.is_some(),
         seconds: 0.0,
         findings: Vec::new(),
+        copy: None,
     };
     let begun = Instant::now();
     let work = async {

@@ -12,7 +12,7 @@ use super::seal::Sealed;
 use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{ClusterName, Digest, Repository, layout};
-use crate::store::{Created, Entry, Store, list_sorted, read_whole};
+use crate::store::{Created, Entry, Store, list_sorted, read_checked};
 
 /// More than any history file has.
 const HISTORY_LIMIT: usize = 1 << 20;
@@ -72,6 +72,11 @@ impl Archive {
         &**self.repository.store()
     }
 
+    /// The stores in which a piece may be read.
+    pub(super) fn sources(&self) -> Vec<Arc<dyn Store>> {
+        crate::store::sources(self.repository.store())
+    }
+
     /// The folder of all.
     pub(super) fn root(&self) -> String {
         layout::wal(&self.cluster, self.system)
@@ -82,7 +87,7 @@ impl Archive {
     }
 
     /// The folder of a file: one list finds all of it. A history has none of its own.
-    fn folder(&self, name: &WalName) -> String {
+    pub(super) fn folder(&self, name: &WalName) -> String {
         let (WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _)) = name
         else {
             return self.history_folder();
@@ -91,13 +96,31 @@ impl Archive {
         format!("{}/{}/{}/{name}", self.root(), &text[..8], &text[..16])
     }
 
-    /// What is stored of a file.
+    /// What is stored of a file, in the copies that answer.
     pub async fn stored(&self, name: &WalName) -> Result<Stored> {
-        let entries: Vec<Entry> = self.store().list(&self.folder(name), None).try_collect().await?;
-        Ok(Stored::of(entries.into_iter().filter_map(|entry| match entry {
+        self.store().list(&self.folder(name), None).try_collect().await.map(Self::sorted)
+    }
+
+    /// What is stored of a file, for whoever takes what is not there for absent.
+    ///
+    /// # Errors
+    /// Where a copy of the repository does not answer, unless another one has the file whole.
+    pub(super) async fn stored_certainly(&self, name: &WalName) -> Result<Stored> {
+        let listed = self.store().list_certain(&self.folder(name), None).try_collect().await;
+        match listed.map(Self::sorted) {
+            Err(error) if !self.store().copies().is_empty() => match self.stored(name).await {
+                Ok(found) if found.is_complete() && !found.in_conflict() => Ok(found),
+                _ => Err(error),
+            },
+            other => other,
+        }
+    }
+
+    fn sorted(entries: Vec<Entry>) -> Stored {
+        Stored::of(entries.into_iter().filter_map(|entry| match entry {
             Entry::Object(meta) => Some(meta),
             Entry::Folder(_) => None,
-        })))
+        }))
     }
 
     /// Stores a piece. True where it is new.
@@ -121,9 +144,13 @@ impl Archive {
 
     /// Every history, by timeline.
     pub async fn histories(&self) -> Result<Vec<StoredHistory>> {
+        self.store().list(&self.history_folder(), None).try_collect().await.map(|e| self.histories_in(e))
+    }
+
+    fn histories_in(&self, mut entries: Vec<Entry>) -> Vec<StoredHistory> {
         let folder = self.history_folder();
-        let entries = list_sorted(self.store(), &folder, None).await?;
-        Ok(entries.iter().filter_map(|entry| Self::parse_history(&folder, entry.name())).collect())
+        entries.sort_by(|a, b| a.name().cmp(b.name()));
+        entries.iter().filter_map(|entry| Self::parse_history(&folder, entry.name())).collect()
     }
 
     fn parse_history(folder: &str, name: &str) -> Option<StoredHistory> {
@@ -161,7 +188,8 @@ impl Archive {
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict) where there are several.
     pub async fn history(&self, timeline: u32) -> Result<Option<Bytes>> {
-        let all = self.histories().await?;
+        let listed = self.store().list_certain(&self.history_folder(), None).try_collect().await?;
+        let all = self.histories_in(listed);
         let mut found = all.iter().filter(|h| h.timeline == timeline);
         match (found.next(), found.next()) {
             (None, _) => Ok(None),
@@ -178,13 +206,14 @@ impl Archive {
 
     /// Reads a history.
     pub async fn read_history(&self, history: &StoredHistory) -> Result<Bytes> {
-        let text = read_whole(self.store(), &history.key, HISTORY_LIMIT).await?;
-        if ShortDigest::from(Digest::of(&text)) != history.digest {
-            return Err(Error::new(ErrorKind::Integrity, format!("{} is damaged", history.key)).with_hint(
-                "the server's pg_wal has this file too: push it again after removing this object",
-            ));
-        }
-        Ok(text)
+        read_checked(self.repository.store(), &history.key, HISTORY_LIMIT, |text| {
+            if ShortDigest::from(Digest::of(&text)) == history.digest {
+                return Ok(text);
+            }
+            Err(Error::new(ErrorKind::Integrity, format!("{} is damaged", history.key))
+                .with_hint("the server's pg_wal has this file too: push it again after removing this object"))
+        })
+        .await
     }
 
     /// Decides which one of several files of a name counts: the one whose digest begins so. Nothing is removed.
@@ -236,11 +265,11 @@ impl Archive {
     pub(super) async fn has_later(&self, segment: SegmentName) -> Result<bool> {
         let text = segment.to_string();
         let timeline = format!("{}/{}", self.root(), &text[..8]);
-        let mut later = self.store().list(&timeline, Some(&text[..16]));
+        let mut later = self.store().list_certain(&timeline, Some(&text[..16]));
         if later.try_next().await?.is_some() {
             return Ok(true);
         }
-        let mut later = self.store().list(&format!("{timeline}/{}", &text[..16]), Some(&text));
+        let mut later = self.store().list_certain(&format!("{timeline}/{}", &text[..16]), Some(&text));
         while let Some(entry) = later.try_next().await? {
             let name = entry.name().parse::<WalName>();
             if matches!(name, Ok(WalName::Segment(other) | WalName::Partial(other)) if other > segment) {

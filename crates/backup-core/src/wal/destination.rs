@@ -13,7 +13,7 @@ use crate::state::HostState;
 const KNOWN: &str = "wal-system";
 
 /// WAL compresses as well with it as with 3, in less time (`docs/decisions.md`).
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 
 /// Where a host's WAL goes, and how: compressed with zstd, sealed with a key of the day.
 pub struct Destination {

@@ -163,7 +163,7 @@ impl Fetcher {
                 self.fetch_segment(segment, to).await
             }
             WalName::Partial(_) | WalName::Backup(..) => {
-                let stored = self.archive.stored(&name).await?;
+                let stored = self.archive.stored_certainly(&name).await?;
                 let Some(pieces) = whole(&name, &stored)? else { return Ok(false) };
                 let target = self.write(&name, &pieces, to).await?;
                 blocking(move || target.keep_durably()).await.map(|()| true)
@@ -173,7 +173,7 @@ impl Fetcher {
 
     async fn fetch_segment(&self, segment: SegmentName, to: &Path) -> Result<bool> {
         let name = WalName::Segment(segment);
-        let stored = self.archive.stored(&name).await?;
+        let stored = self.archive.stored_certainly(&name).await?;
         if let Some(pieces) = whole(&name, &stored)? {
             return self.finish(segment, self.write(&name, &pieces, to).await?).await;
         }
@@ -183,7 +183,7 @@ impl Fetcher {
         // The end of a timeline, of which the last segment never became whole.
         let pieces = contiguous(&stored);
         let partial = if pieces.is_empty() {
-            self.archive.stored(&WalName::Partial(segment)).await?
+            self.archive.stored_certainly(&WalName::Partial(segment)).await?
         } else {
             Stored::default()
         };
@@ -310,7 +310,7 @@ impl Fetcher {
             return Ok(true);
         }
         let name = WalName::Segment(segment);
-        let stored = self.archive.stored(&name).await?;
+        let stored = self.archive.stored_certainly(&name).await?;
         let Some(pieces) = whole(&name, &stored)? else { return Ok(false) };
         self.finish(segment, self.write(&name, &pieces, &path).await?).await
     }
@@ -323,7 +323,7 @@ impl Fetcher {
     }
 
     async fn segment_bytes(&self, segment: SegmentName) -> Result<Option<u64>> {
-        let stored = self.archive.stored(&WalName::Segment(segment)).await?;
+        let stored = self.archive.stored_certainly(&WalName::Segment(segment)).await?;
         Ok(stored.pieces.first().map(|(piece, _)| piece.segment_bytes))
     }
 

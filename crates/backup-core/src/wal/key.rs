@@ -14,7 +14,7 @@ use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{ClusterName, Digest, Repository, layout};
 use crate::state::HostState;
-use crate::store::{Created, read_whole};
+use crate::store::Created;
 
 /// How long a key is used.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
@@ -22,8 +22,6 @@ const LIFETIME: SignedDuration = SignedDuration::from_hours(24);
 const FILE: &str = "wal-key.json";
 /// Held by the process that looks at it.
 const LOCK: &str = "wal-key.lock";
-/// More than a key wrapped for thousands of readers.
-const KEY_LIMIT: usize = 16 * 1024 * 1024;
 
 /// A key in use.
 #[derive(Clone)]
@@ -65,15 +63,7 @@ pub(super) async fn current(
             return Ok(WalKey { id: kept.id, method: kept.method, cipher });
         }
     }
-    let making = Arc::clone(encryptor);
-    // A passphrase takes its time.
-    let made = tokio::task::spawn_blocking(move || making.new_key()).await;
-    let (cipher, wrapped) =
-        made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
-    let (id, method) = (Ulid::generate().to_string(), encryptor.name().to_owned());
-    if repository.store().create(&object(cluster, &id, &method), wrapped).await? == Created::Other {
-        return Err(Error::internal("a new name is taken already"));
-    }
+    let WalKey { id, method, cipher } = make(repository, cluster, encryptor).await?;
     let kept = Kept {
         id: id.clone(),
         made: now,
@@ -84,6 +74,24 @@ pub(super) async fn current(
     let json = serde_json::to_vec(&kept).map_err(|e| Error::internal("keeping a key").caused_by(e))?;
     // Only now: a key that nobody can open must never seal anything.
     state.write(FILE, &json)?;
+    Ok(WalKey { id, method, cipher })
+}
+
+/// Makes a key, stored sealed to the readers.
+pub(super) async fn make(
+    repository: &Repository,
+    cluster: &ClusterName,
+    encryptor: &Arc<dyn Encryptor>,
+) -> Result<WalKey> {
+    let making = Arc::clone(encryptor);
+    // A passphrase takes its time.
+    let made = tokio::task::spawn_blocking(move || making.new_key()).await;
+    let (cipher, wrapped) =
+        made.unwrap_or_else(|e| Err(Error::internal("making a key failed").caused_by(e)))?;
+    let (id, method) = (Ulid::generate().to_string(), encryptor.name().to_owned());
+    if repository.store().create(&object(cluster, &id, &method), wrapped).await? == Created::Other {
+        return Err(Error::internal("a new name is taken already"));
+    }
     Ok(WalKey { id, method, cipher })
 }
 
@@ -116,11 +124,7 @@ impl KeyRing {
                 .with_hint("give --identity FILE, or --passphrase-file FILE"));
         };
         let key = object(cluster, id, method);
-        let wrapped = read_whole(&**repository.store(), &key, KEY_LIMIT).await?;
-        let unwrapped = tokio::task::spawn_blocking(move || encryptor.open_key(&wrapped)).await;
-        let cipher = unwrapped
-            .unwrap_or_else(|e| Err(Error::internal("opening a key failed").caused_by(e)))
-            .map_err(|e| e.doing(format!("opening {key}")))?;
+        let cipher = crate::repository::open_key(repository.store(), &key, &encryptor).await?;
         opened.insert(id.to_owned(), Arc::clone(&cipher));
         Ok(cipher)
     }

@@ -4,6 +4,7 @@
 //! `restore_command` runs; [`Archive`] is what lies between them in a repository, and [`Inventory`] says from which backup which moments can be reached.
 
 mod archive;
+mod copy;
 mod destination;
 mod fetch;
 mod history;
@@ -23,6 +24,7 @@ mod survey;
 mod verify;
 
 pub use archive::{Archive, StoredHistory};
+pub(crate) use copy::{WalCopy, Written};
 pub use destination::Destination;
 pub use fetch::{Asking, Fetcher};
 pub use history::{History, Switch};
@@ -36,3 +38,11 @@ pub use push::{Pushed, Pusher};
 pub use receive::Receiver;
 pub use survey::{Newest, Stretch, Survey};
 pub use verify::{WalFinding, WalReport};
+
+/// The digest of a stored object of WAL, as its name says it.
+pub(crate) fn digest_in(name: &str) -> Option<ShortDigest> {
+    match name.strip_suffix(".history") {
+        Some(history) => history.split_once('-').and_then(|(_, digest)| ShortDigest::parse(digest)),
+        None => Piece::parse(name).map(|piece| piece.stored),
+    }
+}

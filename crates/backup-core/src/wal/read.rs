@@ -1,6 +1,7 @@
 //! Reading pieces back, every byte checked.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -10,9 +11,12 @@ use super::object::{Piece, ShortDigest};
 use super::seal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::ChannelReader;
+use crate::store::{Bytestream, Store, elsewhere, worse};
 
 /// How much is decompressed at once.
 const READ: usize = 256 * 1024;
+/// Stored bytes that are kept while they are compared: a usual segment is shorter.
+const KEEP: usize = 16 * 1024 * 1024;
 
 fn damaged(key: &str, why: &str) -> Error {
     Error::new(ErrorKind::Integrity, format!("{key} is damaged: {why}"))
@@ -28,7 +32,7 @@ impl Archive {
         S::Out: Send + 'static,
     {
         let cipher = self.cipher(piece).await?;
-        let mut stored = self.store().read(key, None).await?;
+        let mut stored = self.open_good(piece, key).await?;
         let (chunks, from_store) = mpsc::channel(2);
         let (raw, length) = (piece.raw.clone(), piece.length);
         let location = key.to_owned();
@@ -58,6 +62,24 @@ impl Archive {
         opened
     }
 
+    /// The stored bytes of a piece, from the first copy that has them as they were written. Where there is only one they
+    /// are compared when they were read.
+    async fn open_good(&self, piece: &Piece, key: &str) -> Result<Bytestream> {
+        let sources = self.sources();
+        if let [only] = &sources[..] {
+            return only.read(key, None).await;
+        }
+        let mut failed = None;
+        for source in sources {
+            match good(&source, piece, key).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if elsewhere(&error) => failed = Some(worse(failed, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::internal("a store without copies")))
+    }
+
     /// Reads a small piece whole.
     pub(super) async fn read_small(&self, piece: &Piece, key: &str) -> Result<Vec<u8>> {
         if piece.length > 1 << 20 {
@@ -65,6 +87,26 @@ impl Archive {
         }
         self.read_piece(piece, key, Vec::new()).await
     }
+}
+
+/// Reads a piece through. What fits is kept meanwhile; a longer one is read once more.
+async fn good(source: &Arc<dyn Store>, piece: &Piece, key: &str) -> Result<Bytestream> {
+    let mut stored = source.read(key, None).await?;
+    let (mut hasher, mut kept, mut bytes) = (blake3::Hasher::new(), Vec::new(), 0);
+    while let Some(chunk) = stored.next().await {
+        let chunk = chunk?;
+        hasher.update(&chunk);
+        bytes += chunk.len();
+        if bytes <= KEEP {
+            kept.push(Ok(chunk));
+        } else {
+            kept = Vec::new();
+        }
+    }
+    if ShortDigest::from(hasher.finalize()) != piece.stored {
+        return Err(damaged(key, "its bytes are not those that were written"));
+    }
+    if bytes <= KEEP { Ok(futures::stream::iter(kept).boxed()) } else { source.read(key, None).await }
 }
 
 /// Takes raw bytes in their order.

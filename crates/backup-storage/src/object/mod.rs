@@ -18,6 +18,7 @@ use object_store::{
     PutMultipartOptions, PutOptions,
 };
 
+use crate::classes::StorageClasses;
 use crate::transport::{Got, Page, Transport};
 use errors::classify;
 pub(crate) use errors::not_configured;
@@ -31,8 +32,8 @@ pub(crate) struct Bucket<C> {
     pub(crate) client: C,
     /// Folder in the bucket; empty for all of it.
     pub(crate) prefix: String,
-    /// Storage class of parts. Records stay in the standard class, since they are read often.
-    pub(crate) storage_class: Option<String>,
+    /// Storage classes by kind. Records stay in the standard class, since they are read often.
+    pub(crate) storage_class: StorageClasses,
     /// The store refuses to create what exists; otherwise pgark looks first.
     pub(crate) conditional_create: bool,
 }
@@ -87,8 +88,8 @@ impl<C: Client> Bucket<C> {
         Ok(Page { entries, next: page.page_token })
     }
 
-    fn part_attributes(&self) -> Attributes {
-        let class = self.storage_class.as_ref().map(|class| (Attribute::StorageClass, class.clone()));
+    fn attributes(&self, key: &str) -> Attributes {
+        let class = self.storage_class.of(key).map(|class| (Attribute::StorageClass, class.to_owned()));
         Attributes::from_iter(class)
     }
 }
@@ -105,12 +106,12 @@ impl<C: Client> Transport for Bucket<C> {
                 Err(e) => return Err(classify(key, e)),
             }
         }
-        let options = PutOptions { mode, ..PutOptions::default() };
+        let options = PutOptions { mode, attributes: self.attributes(key), ..PutOptions::default() };
         self.client.put_opts(&path, body.into(), options).await.map(|_| ()).map_err(|e| classify(key, e))
     }
 
     async fn put(&self, key: &str, body: Bytes) -> Result<()> {
-        let options = PutOptions { attributes: self.part_attributes(), ..PutOptions::default() };
+        let options = PutOptions { attributes: self.attributes(key), ..PutOptions::default() };
         self.client
             .put_opts(&self.path(key)?, body.into(), options)
             .await
@@ -161,7 +162,7 @@ impl<C: Client> Transport for Bucket<C> {
     }
 
     async fn start(&self, key: &str) -> Result<String> {
-        let attributes = self.part_attributes();
+        let attributes = self.attributes(key);
         let path = self.path(key)?;
         let started = if attributes.is_empty() {
             self.client.create_multipart(&path).await

@@ -101,7 +101,7 @@ fn google(bucket: &str, options: &StoreOptions) -> Result<GoogleCloudStorage> {
 
 fn azure(container: &str, options: &StoreOptions) -> Result<MicrosoftAzure> {
     refuse_what_only_s3_can(options)?;
-    if options.storage_class.is_some() {
+    if !options.storage_class.is_empty() {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "a storage class cannot be chosen for uploads to Azure",

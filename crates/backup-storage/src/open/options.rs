@@ -1,6 +1,7 @@
 use backup_core::{Error, ErrorKind, Result};
 
 use super::Credentials;
+use crate::classes::StorageClasses;
 use crate::remote::RetryPolicy;
 
 /// How a store is reached. The names are those of a URL's query and of the configuration.
@@ -21,8 +22,9 @@ pub struct StoreOptions {
     pub credentials: Option<Credentials>,
     /// `account` (Azure).
     pub account: Option<String>,
-    /// `storage_class` of parts: `STANDARD_IA`, `GLACIER_IR` … (S3, Google).
-    pub storage_class: Option<String>,
+    /// `storage_class` of parts, and `storage_class.parts`, `storage_class.wal` and so on by kind: `STANDARD_IA`,
+    /// `GLACIER_IR` … (S3, Google).
+    pub storage_class: StorageClasses,
     /// `sse`: server-side encryption, `AES256`, `aws:kms` or `aws:kms:dsse` (S3).
     pub sse: Option<String>,
     /// `kms_key` for it (S3).
@@ -45,7 +47,7 @@ impl Default for StoreOptions {
             profile: None,
             credentials: None,
             account: None,
-            storage_class: None,
+            storage_class: StorageClasses::default(),
             sse: None,
             kms_key: None,
             checksum: None,
@@ -82,7 +84,10 @@ impl StoreOptions {
             "path_style" => self.path_style = Some(truth()?),
             "profile" => self.profile = text(),
             "account" => self.account = text(),
-            "storage_class" => self.storage_class = text(),
+            "storage_class" => self.storage_class.set("parts", value)?,
+            _ if name.starts_with("storage_class.") => {
+                self.storage_class.set(&name["storage_class.".len()..], value)?;
+            }
             "sse" if !matches!(value, "AES256" | "aws:kms" | "aws:kms:dsse") => {
                 return wrong(format!("sse is AES256, aws:kms or aws:kms:dsse, not {value:?}"));
             }

@@ -1,0 +1,249 @@
+//! A repository in several places, by the command.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cli;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use cli::{Pgark, said};
+use pgark::ErrorKind;
+use pgark::postgres::TempServer;
+use rustix::process::{Pid, Signal, kill_process};
+use support::dice::Dice;
+use support::{connect, fingerprint, sample, server, sql};
+
+/// As if the file system of a place were taken away, and be back.
+fn take_away(pgark: &Pgark, place: &str) {
+    std::fs::rename(pgark.path(place), pgark.path(&format!("{place}.away"))).unwrap();
+}
+
+fn bring_back(pgark: &Pgark, place: &str) {
+    std::fs::rename(pgark.path(&format!("{place}.away")), pgark.path(place)).unwrap();
+}
+
+/// The name of the segment that is written now, when it is full.
+async fn full_segment(server: &TempServer) -> String {
+    sql(server, "postgres", "CREATE TABLE IF NOT EXISTS t (x int); INSERT INTO t VALUES (1)").await;
+    // Behind the record of a commit: at the beginning of a segment the name would be that of the one before.
+    let name = sql(server, "postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
+    sql(server, "postgres", "SELECT pg_switch_wal()").await;
+    name[0][0].clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_goes_where_there_is_a_copy() {
+    let server = server();
+    let pgark = Pgark::new();
+    let (a, b) = (pgark.place("a"), pgark.place("b"));
+    let both = ["--repo", &a, "--repo", &b];
+    pgark.text(&[&["init"], &both[..]].concat());
+    let pg_wal = server.data().join("pg_wal");
+    let mut names = Vec::new();
+    for away in ["b", "a", ""] {
+        let name = full_segment(&server).await;
+        if !away.is_empty() {
+            take_away(&pgark, away);
+        }
+        let path = pg_wal.join(&name).display().to_string();
+        pgark.text(&[&["wal", "push", &path, "--ahead", "0"], &both[..]].concat());
+        if !away.is_empty() {
+            assert!(!pgark.path(away).exists(), "it was written to the place of a copy that is away");
+            bring_back(&pgark, away);
+        }
+        names.push(name);
+    }
+    let fetch = |name: &str, places: &[&str]| {
+        let to = pgark.place("RECOVERYXLOG");
+        let output = pgark.run(&[&["wal", "fetch", name, &to, "--ahead", "0"], places].concat());
+        let read = std::fs::read(&to).unwrap_or_default();
+        let _ = std::fs::remove_file(&to);
+        (output.status.code(), read)
+    };
+    for (name, away) in [(&names[0], "a"), (&names[1], "b"), (&names[0], "b"), (&names[2], "a")] {
+        take_away(&pgark, away);
+        let (code, bytes) = fetch(name, &both);
+        let there = std::fs::read(pg_wal.join(name)).unwrap();
+        let only_away_has_it = (name == &names[0] && away == "a") || (name == &names[1] && away == "b");
+        if only_away_has_it {
+            // Not "there is none": that would end a recovery.
+            assert_eq!(code, Some(126), "{name} without {away}");
+        } else {
+            assert!(code == Some(0) && bytes == there, "{name} without {away}: {code:?}");
+        }
+        bring_back(&pgark, away);
+    }
+    let missing = "0000000100000000000000FF";
+    assert_eq!(fetch(missing, &both).0, Some(1));
+    take_away(&pgark, "b");
+    assert_eq!(fetch(missing, &both).0, Some(126), "nobody knows what the other copy has");
+    assert_eq!(fetch(missing, &["--repo", &a]).0, Some(1));
+    bring_back(&pgark, "b");
+
+    let report = pgark.json(&[&["sync"], &both[..]].concat());
+    assert_eq!(
+        (&report["good"], report["sync"]["copies"][0]["objects"].as_u64() > Some(0)),
+        (&true.into(), true),
+        "{report}"
+    );
+    for place in [&a, &b] {
+        for name in &names {
+            let (code, bytes) = fetch(name, &["--repo", place]);
+            let there = std::fs::read(pg_wal.join(name)).unwrap();
+            assert!(code == Some(0) && bytes == there, "{name} in {place}: {code:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_comes_back_from_each_copy() {
+    let server = server();
+    sql(&server, "postgres", "CREATE DATABASE shop").await;
+    sql(&server, "shop", &sample(2000)).await;
+    let pgark = Pgark::new();
+    let (identity, recipient) = pgark.key("key.txt");
+    let config = format!(
+        "[repository]\nurl = \"a\"\n[copy.second]\nurl = \"b\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n"
+    );
+    let config = pgark.write("pgark.toml", &config);
+    let with = |args: &[&str]| {
+        [&["--config", &config][..], args].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    // A copy that is away is told on standard error.
+    let json = |args: &[&str]| -> serde_json::Value {
+        let all = with(args);
+        let words: Vec<&str> = ["--json"].into_iter().chain(all.iter().map(String::as_str)).collect();
+        let output = pgark.run(&words);
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let db = server.url("shop");
+    let first = json(&["backup", "--db", &db]);
+    assert_eq!(
+        (&first["new_repository"], &first["backup"]["copies"]["whole"]),
+        (&true.into(), &2.into()),
+        "{first}"
+    );
+    take_away(&pgark, "b");
+    let second = json(&["backup", "--db", &db]);
+    assert!(!pgark.path("b").exists(), "a place that is away was made anew");
+    assert_eq!(second["backup"]["copies"]["whole"], 1, "{second}");
+    assert!(second["backup"]["messages"].to_string().contains("pgark sync"), "{second}");
+    let id = second["backup"]["id"].as_str().unwrap();
+    bring_back(&pgark, "b");
+    let listed = json(&["list"]);
+    assert_eq!(listed["backups"].as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(listed["not_everywhere"][id].as_array().unwrap().len(), 1, "{listed}");
+    let report = json(&["sync"]);
+    assert_eq!(report["sync"]["copies"][1]["backups"], serde_json::json!([id]), "{report}");
+    assert_eq!(json(&["list"])["not_everywhere"], serde_json::json!({}));
+
+    // Damage in one copy is found there, read around, and repaired.
+    let part = pgark.files("a").into_iter().find(|f| f.contains(id) && f.contains("/parts/")).unwrap();
+    let path = pgark.path(&format!("a/{part}"));
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&path, &bad).unwrap();
+    let into = server.url("restored");
+    json(&["restore", id, "--into", &into]);
+    let (source, copy) = (connect(&db).await, connect(&into).await);
+    assert_eq!(fingerprint(&source).await, fingerprint(&copy).await);
+    let found = pgark.run(&with(&["--json", "verify", id]).iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(found.status.code(), Some(50), "{}", said(&found));
+    let repaired = json(&["verify", id, "--repair"]);
+    assert_eq!(repaired["repairs"]["repaired"].as_array().unwrap().len(), 1, "{repaired}");
+    assert_eq!(std::fs::read(&path).unwrap(), good);
+    assert_eq!(json(&["verify", "--all"])["good"], true);
+
+    // Each copy alone brings it back.
+    for place in ["a", "b"] {
+        let into = server.url(&format!("from_{place}"));
+        pgark.json(&["restore", id, "--repo", &pgark.place(place), "--identity", &identity, "--into", &into]);
+        assert_eq!(fingerprint(&source).await, fingerprint(&connect(&into).await).await);
+    }
+    // For other readers, in another repository.
+    let (other, other_recipient) = pgark.key("other.txt");
+    let copied =
+        json(&["copy", "--all", "--to", &pgark.place("c"), "--re-encrypt", "--recipient", &other_recipient]);
+    assert_eq!(copied["copied"]["backups"].as_array().unwrap().len(), 2, "{copied}");
+    let c = pgark.place("c");
+    pgark.fails(
+        &["restore", id, "--repo", &c, "--identity", &identity, "--into", &server.url("no")],
+        ErrorKind::WrongKey,
+    );
+    let into = server.url("from_c");
+    pgark.json(&["restore", id, "--repo", &c, "--identity", &other, "--into", &into]);
+    assert_eq!(fingerprint(&source).await, fingerprint(&connect(&into).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_they_go_on() {
+    let server = server();
+    sql(
+        &server,
+        "postgres",
+        "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 30) AS x FROM generate_series(1, 40000) i",
+    )
+    .await;
+    let pgark = Pgark::new();
+    let (a, b, c) = (pgark.place("a"), pgark.place("b"), pgark.place("c"));
+    let (identity, recipient) = pgark.key("key.txt");
+    let db = server.url("postgres");
+    for _ in 0..2 {
+        pgark.json(&["backup", "--repo", &a, "--db", &db, "--recipient", &recipient, "--compress", "none"]);
+    }
+    let ids: Vec<String> = pgark.json(&["list", "--repo", &a])["backups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|backup| backup["id"].as_str().unwrap().to_owned())
+        .collect();
+    let (_, other) = pgark.key("other.txt");
+    let sync: Vec<&str> = vec!["sync", "--repo", &a, "--repo", &b];
+    let copy = vec![
+        "copy",
+        "--all",
+        "--repo",
+        &a,
+        "--to",
+        &c,
+        "--re-encrypt",
+        "--recipient",
+        &other,
+        "--identity",
+        &identity,
+    ];
+    pgark.text(&["init", "--repo", &a, "--repo", &b]);
+    let mut dice = Dice::new();
+    for (args, place, key) in [(sync, &b, "key.txt"), (copy, &c, "other.txt")] {
+        let mut killed = 0;
+        for _ in 0..8 {
+            let mut child = pgark.command(&args).stdout(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(dice.time(Duration::from_millis(400)));
+            if child.try_wait().unwrap().is_none() {
+                kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+                killed += 1;
+            }
+            child.wait().unwrap();
+            // What is there is whole.
+            if pgark.path(place).join("pgark.json").exists() {
+                let listed = pgark.json(&["list", "--repo", place]);
+                for backup in listed["backups"].as_array().unwrap() {
+                    let id = backup["id"].as_str().unwrap();
+                    assert_eq!(pgark.json(&["verify", id, "--repo", place, "--stored"])["good"], true);
+                }
+            }
+        }
+        pgark.text(&args);
+        let listed = pgark.json(&["list", "--repo", place]);
+        let there: Vec<&str> =
+            listed["backups"].as_array().unwrap().iter().map(|b| b["id"].as_str().unwrap()).collect();
+        assert_eq!(there, ids, "after {killed} kills");
+        let key = pgark.place(key);
+        assert_eq!(pgark.json(&["verify", "--all", "--repo", place, "--identity", &key])["good"], true);
+    }
+}
