@@ -79,7 +79,7 @@ pub(crate) struct RecoverArgs {
     #[arg(long, value_name = "COMMAND")]
     restore_command: Option<String>,
     /// Where the throwaway server is made that a physical backup is restored into; it is removed afterwards. It needs room
-    /// for the catalogs, the table, and what the WAL changes [default: the system's temporary folder]
+    /// for the catalogs, the table, and what the WAL changes [default: TMPDIR, or /var/tmp]
     #[arg(long, value_name = "FOLDER")]
     work_dir: Option<PathBuf>,
     /// Restores the whole cluster for it, and not only what the table needs

@@ -88,25 +88,14 @@ impl Container {
     pub(super) fn name(&self) -> &str {
         &self.name
     }
-
-    /// Removes it, with all that runs in it.
-    pub(super) fn remove(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        remove_left(&self.name);
-        drop(self.child.stdin.take());
-        // It was removed: the client ends.
-        let _ = self.child.wait();
-    }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if self.child.stdin.is_some() {
-            self.end();
-        }
+        remove_left(&self.name);
+        drop(self.child.stdin.take());
+        // It was removed: the client ends.
+        let _ = self.child.wait();
     }
 }
 

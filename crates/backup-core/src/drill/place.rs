@@ -57,7 +57,7 @@ impl Place {
     /// The programs, with the container started that has them. It blocks.
     pub(super) fn programs(&self, at: &mut Workplace, major: u32) -> Result<ServerPrograms> {
         match self {
-            Self::Here(bin) => Ok(ServerPrograms { bin: bin.clone(), owner: at.owner, container: None }),
+            Self::Here(bin) => Ok(ServerPrograms { bin: bin.clone(), owner: at.owner(), container: None }),
             Self::Image(image) => {
                 at.start_container(image)?;
                 let container = at.container.as_ref().map(|container| container.name().to_owned());

@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
 use crate::logical::{self, ProofLoad};
 use crate::physical::{self, DataDirectory, Recovery, Target, TargetAction, span};
+use crate::postgres::work_folder::default_parent;
 use crate::postgres::{Cluster, ConnInfo, Environment, ServerPrograms, Via};
 use crate::repository::{BackupId, BackupRecord, FORMAT, Repository, Tool, Verb, host_name};
 use crate::restore::{Restore, RestoreBuilder};
@@ -151,7 +152,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<DrillRecord> {
-        let parent = self.options.work_dir.clone().unwrap_or_else(workplace::default_parent);
+        let parent = self.options.work_dir.clone().unwrap_or_else(default_parent);
         let (tools, docker, image) =
             (self.options.tools.clone(), self.options.docker, self.options.image.clone());
         let major = self.major;
@@ -234,7 +235,7 @@ impl<'a> Run<'a> {
         } else {
             "postgres".to_owned()
         };
-        let server = format!("host='{}' port=5432 user='{user}' dbname=postgres", at.folder().display());
+        let server = format!("host='{}' port=5432 user='{user}' dbname=postgres", at.path().display());
         let server = ConnInfo::resolve(&server, &Environment::default())?;
         let databases = if self.record.kind == physical::KIND {
             self.physical(at, programs, cancel).await?;
@@ -254,7 +255,7 @@ impl<'a> Run<'a> {
             if self.options.databases.is_empty() { databases } else { self.options.databases.clone() };
         let checks: Arc<Vec<Check>> = Arc::new(self.options.checks.clone());
         self.step(Step::Checks, cancel, look::checks(&server, &databases, &checks)).await?;
-        let (own, socket, jobs) = (cluster.clone(), at.folder().to_owned(), self.jobs);
+        let (own, socket, jobs) = (cluster.clone(), at.path().to_owned(), self.jobs);
         let work = blocking_until(cancel, move || look::amcheck(&own, &socket, &user, jobs));
         self.step(Step::Amcheck, cancel, work).await?;
         if self.record.kind == physical::KIND {
@@ -320,12 +321,11 @@ impl<'a> Run<'a> {
             (&recovery.restore_command, self.options.archive.take(), span(&self.record.summary))
         {
             answers = Some(Answers::begin(at, archive, span.wal.segment_bytes)?);
-            recovery.restore_command = Some(wal::restore_command(at.folder()));
+            recovery.restore_command = Some(wal::restore_command(at.path()));
         }
         at.make_folder("tablespaces")?;
-        let to = DataDirectory::at(at.data())
-            .tablespaces_below(at.folder().join("tablespaces"))
-            .recovery(recovery);
+        let to =
+            DataDirectory::at(at.data()).tablespaces_below(at.path().join("tablespaces")).recovery(recovery);
         let restore = self.builder().restorer(to).build()?;
         let mut raw_bytes = 0;
         let work = async {
@@ -418,8 +418,8 @@ impl<'a> Run<'a> {
     /// Settings that keep the server to itself.
     fn configuration(&self, at: &Workplace) -> String {
         let mut text = String::from("\n# Written by pgark for a drill.\n");
-        let folder = at.folder().display().to_string();
-        let hba = at.folder().join("pg_hba.conf").display().to_string();
+        let folder = at.path().display().to_string();
+        let hba = at.path().join("pg_hba.conf").display().to_string();
         let own = [
             ("port", "5432"),
             ("listen_addresses", ""),

@@ -61,7 +61,7 @@ impl Answers {
         let failed = Arc::new(Mutex::new(None));
         let answering = Answering {
             folder,
-            owner: place.owner,
+            owner: place.owner(),
             segment_bytes,
             fetcher: Fetcher::new(archive, Asking::Recovery),
             failed: Arc::clone(&failed),

@@ -18,6 +18,7 @@ mod tls;
 mod tools;
 mod via;
 mod wire;
+pub(crate) mod work_folder;
 mod x509;
 
 pub use client::{Session, quote_identifier, quote_literal};
@@ -37,7 +38,7 @@ pub(crate) use start::Cluster;
 pub use start::{Recovered, start_and_recover};
 pub(crate) use temp_server::server_owner;
 pub use temp_server::{TempServer, TempServerOptions};
-pub(crate) use throwaway::{Throwaway, ThrowawayFolder};
+pub(crate) use throwaway::Throwaway;
 pub use tools::{Tool, Tools};
 pub use via::Via;
 

@@ -7,25 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Session;
 use super::conninfo::{ConnInfo, Environment};
 use super::server_programs::ServerPrograms;
-use super::temp_server::server_owner;
 use super::tools::Tools;
+use super::work_folder::{WorkFolder, postmaster};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How often the server is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// A path of a socket has at most so many bytes (`sun_path` in `unix(7)`), with the name of the socket.
-const SOCKET_PATH: usize = 107 - "/.s.PGSQL.5432.lock".len();
-const LOCK: &str = "lock";
 const LOG: &str = "log";
 /// What recovery must not have less of than the server that wrote the WAL: the settings, and the names under which
 /// `pg_controldata` prints them.
@@ -36,86 +31,6 @@ const AT_LEAST: [(&str, &str, u32); 5] = [
     ("max_prepared_transactions", "max_prepared_xacts setting", 0),
     ("max_locks_per_transaction", "max_locks_per_xact setting", 64),
 ];
-
-/// A folder for a throwaway server and its data. It is locked as long as this value lives, and removed with it: whoever
-/// finds one that is not locked may remove it, and end the server in it.
-pub(crate) struct ThrowawayFolder {
-    folder: TempDir,
-    _lock: File,
-    owner: Option<(u32, u32)>,
-}
-
-impl ThrowawayFolder {
-    /// Makes one in a folder, after those are removed there that killed processes left.
-    pub(crate) fn make(parent: &Path, prefix: &str) -> Result<Self> {
-        let failed = |e| Error::io(format!("making a folder in {}", parent.display()), e);
-        let parent = std::path::absolute(parent).map_err(failed)?;
-        std::fs::create_dir_all(&parent).map_err(failed)?;
-        remove_left(&parent, prefix);
-        let owner = server_owner()?;
-        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(&parent).map_err(failed)?;
-        if folder.path().as_os_str().len() > SOCKET_PATH {
-            let message = format!("{} is too long a path for a socket", folder.path().display());
-            return Err(Error::new(ErrorKind::Usage, message).with_hint("choose a shorter --work-dir"));
-        }
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
-        let lock = File::options().write(true).create_new(true).mode(0o600).open(folder.path().join(LOCK));
-        let lock = lock.map_err(failed)?;
-        lock.lock().map_err(failed)?;
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).map_err(failed)?;
-        }
-        Ok(Self { folder, _lock: lock, owner })
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-/// Removes the folders of processes that are gone, with the servers in them.
-fn remove_left(parent: &Path, prefix: &str) {
-    let Ok(entries) = std::fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_string_lossy().starts_with(prefix);
-        if !is_ours || !entry.metadata().is_ok_and(|found| found.is_dir() && is_trusted(found.uid())) {
-            continue;
-        }
-        let Ok(lock) = File::options().write(true).open(entry.path().join(LOCK)) else { continue };
-        if lock.try_lock().is_err() {
-            continue;
-        }
-        let data = entry.path().join("data");
-        if let Some(pid) = postmaster(&data) {
-            // SIGQUIT: an immediate shutdown.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
-            for _ in 0..100 {
-                if rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
-                    break;
-                }
-                std::thread::sleep(LOOK);
-            }
-        }
-        // What cannot be removed stays: it is in nobody's way.
-        let _ = std::fs::remove_dir_all(entry.path());
-    }
-}
-
-/// Whether a folder is of whom this process makes them for.
-fn is_trusted(uid: u32) -> bool {
-    let ours = rustix::process::geteuid().as_raw();
-    uid == ours || server_owner().ok().flatten().is_some_and(|(owner, _)| owner == uid)
-}
-
-/// The process of the server that runs in a data directory: one whose working directory it is, so that a number that was
-/// given to another process since is no reason to end that one.
-fn postmaster(data: &Path) -> Option<rustix::process::Pid> {
-    let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let pid = rustix::process::Pid::from_raw(text.lines().next()?.trim().parse().ok()?)?;
-    let working = std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok()?;
-    (working == data).then_some(pid)
-}
 
 /// The running server. It is stopped when the value is dropped.
 pub(crate) struct Throwaway {
@@ -145,11 +60,11 @@ impl Throwaway {
 
     /// Starts a server on the data directory `data` in a folder. It blocks until it is consistent, which can take long.
     /// `users` are names of superusers.
-    pub(crate) fn start(bin: PathBuf, folder: &ThrowawayFolder, users: BTreeSet<String>) -> Result<Self> {
-        let data = folder.path().join("data");
-        let programs = ServerPrograms { bin, owner: folder.owner, container: None };
+    pub(crate) fn start(bin: PathBuf, folder: &WorkFolder, users: BTreeSet<String>) -> Result<Self> {
+        let data = folder.data();
+        let programs = ServerPrograms { bin, owner: folder.owner(), container: None };
         let server = Self { data, folder: folder.path().to_owned(), programs, users };
-        server.configure(folder.owner)?;
+        server.configure(folder)?;
         let (data, log) = (server.data.display().to_string(), server.log().display().to_string());
         let args = ["-D", &data, "-l", &log, "-w", "-t", "86400", "start"];
         if server.programs.run("pg_ctl", &args).is_err() {
@@ -158,7 +73,7 @@ impl Throwaway {
         Ok(server)
     }
 
-    fn configure(&self, owner: Option<(u32, u32)>) -> Result<()> {
+    fn configure(&self, folder: &WorkFolder) -> Result<()> {
         let control = self.control()?;
         let mut settings = format!(
             "# Written by pgark.\nport = 5432\nlisten_addresses = ''\nunix_socket_directories = '{}'\n\
@@ -179,21 +94,7 @@ impl Throwaway {
             ("pg_hba.conf", "local all all trust\n"),
             ("pg_ident.conf", ""),
         ] {
-            let path = self.data.join(name);
-            let written = || {
-                // It may be a link of the source's.
-                match std::fs::remove_file(&path) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-                std::fs::write(&path, text)?;
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-                match owner {
-                    Some((uid, gid)) => std::os::unix::fs::chown(&path, Some(uid), Some(gid)),
-                    None => Ok(()),
-                }
-            };
-            written().map_err(|e| Error::io(format!("writing {}", path.display()), e))?;
+            folder.write(&format!("data/{name}"), text)?;
         }
         Ok(())
     }

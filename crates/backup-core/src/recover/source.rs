@@ -13,7 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::logical::{Load, LoadOptions, TableName};
 use crate::physical::{DATA, Outcome, PartialDirectory};
-use crate::postgres::{ConnInfo, Session, Throwaway, ThrowawayFolder, quote_identifier, quote_literal};
+use crate::postgres::work_folder::{self, WorkFolder, default_parent};
+use crate::postgres::{ConnInfo, Session, Throwaway, quote_identifier, quote_literal, server_owner};
 use crate::restore::Restore;
 
 /// The folders of throwaway servers begin so.
@@ -44,7 +45,7 @@ enum Place {
     Server {
         outcome: Outcome,
         _server: Throwaway,
-        folder: ThrowawayFolder,
+        folder: WorkFolder,
     },
     Scratch {
         _scratch: Scratch,
@@ -155,8 +156,10 @@ async fn physical(
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     let major = digits.parse().unwrap_or(0);
     let bin = Throwaway::programs(&recover.tools, major)?;
-    let parent = recover.work_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let folder = ThrowawayFolder::make(&parent, FOLDER)?;
+    let parent = recover.work_dir.clone().unwrap_or_else(default_parent);
+    // What killed ones left had nothing else running.
+    work_folder::sweep(&parent, FOLDER, |_| {});
+    let folder = WorkFolder::make(&parent, FOLDER, server_owner()?)?;
     let database = recover.database.clone().unwrap_or_else(|| recover.into.database().to_owned());
     let outcome = Arc::new(Mutex::new(Outcome::default()));
     let names = || recover.tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect();
