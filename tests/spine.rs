@@ -120,7 +120,7 @@ async fn a_pg_dump_that_is_too_old_says_what_to_install() {
     let error = backup.build().unwrap().run(&CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ToolMissing);
     assert!(error.hint().unwrap().contains("postgresql-client-17"), "{error:?}");
-    assert_eq!(memory.keys(), ["pgark.json"], "nothing is left behind");
+    assert_eq!(support::left(&memory), ["pgark.json"], "nothing is left behind");
 }
 
 async fn one_backup(repository: &Repository, source: &str) -> BackupRecord {

@@ -237,7 +237,7 @@ async fn what_is_wrong_is_said() {
         let said = words(&error);
         assert!(wanted.iter().all(|wanted| said.contains(wanted)), "{wanted:?} is not in {said}");
         assert!(!said.contains("s3cret"), "{said}");
-        assert_eq!(memory.keys(), ["pgark.json"], "something is left behind");
+        assert_eq!(support::left(&memory), ["pgark.json"], "something is left behind");
     };
     let installed = Tools::installed;
     let nowhere = conninfo("user=postgres").with_via("docker:pgark-no-such-container".parse().unwrap());
@@ -315,7 +315,7 @@ async fn a_cancelled_backup_leaves_no_pg_dump_there() {
     let work = async move { backup.run(&stop).await.map(drop) };
     cancelled_when(&server, WAITS, work, cancel).await;
     server.assert_undisturbed(&started).await;
-    assert_eq!(memory.keys(), ["pgark.json"]);
+    assert_eq!(support::left(&memory), ["pgark.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -365,7 +365,7 @@ async fn a_pg_dump_that_is_killed_there_is_a_failed_backup() {
     assert_eq!(error.kind(), ErrorKind::ToolFailed, "{error:?}");
     assert!(error.to_string().contains("was killed by signal 9"), "{error:?}");
     server.assert_undisturbed(&started).await;
-    assert_eq!(memory.keys(), ["pgark.json"]);
+    assert_eq!(support::left(&memory), ["pgark.json"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

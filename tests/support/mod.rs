@@ -160,6 +160,11 @@ pub fn quick() -> RetryPolicy {
     policy
 }
 
+/// What a failed run left; without the audit log, which tells of it.
+pub fn left(memory: &MemoryTransport) -> Vec<String> {
+    memory.keys().into_iter().filter(|key| !key.contains("/audit/")).collect()
+}
+
 /// A repository in memory, and a handle to what is in it.
 pub async fn memory_repository() -> (Repository, MemoryTransport) {
     let memory = MemoryTransport::new();

@@ -133,7 +133,7 @@ impl Pgark {
         assert_eq!(list["backups"], serde_json::json!([]), "{list}");
     }
 
-    /// All files below a folder, by their paths in it.
+    /// All files below a folder, by their paths in it; without the audit log, which also tells of what failed.
     pub fn files(&self, folder: &str) -> Vec<String> {
         let root = self.path(folder);
         let mut found = Vec::new();
@@ -147,6 +147,7 @@ impl Pgark {
                 }
             }
         }
+        found.retain(|path| !path.contains("/audit/"));
         found.sort();
         found
     }

@@ -7,7 +7,7 @@ use ulid::Ulid;
 
 use super::record::{from_json, to_json};
 use super::{ClusterName, FORMAT, Repository, layout};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Created, list_sorted, read_checked};
 
 /// `identity/<ulid>.json`: written when a cluster is first backed up, and when it has become another one
@@ -75,5 +75,30 @@ impl Repository {
             return Err(Error::internal("a new name is taken already"));
         }
         Ok(before)
+    }
+
+    /// Brings the identity to the copies that lack it: without it a copy alone cannot tell whose WAL it has. True where
+    /// all copies have it now.
+    pub(crate) async fn spread_identity(&self, cluster: &ClusterName) -> Result<bool> {
+        let copies = self.store().copies().len();
+        if copies == 0 {
+            return Ok(true);
+        }
+        let folder = layout::identity(cluster);
+        let Some(newest) = list_sorted(&**self.store(), &folder, None).await?.pop() else { return Ok(false) };
+        let key = format!("{folder}/{}", newest.name());
+        let mut have = 0;
+        for copy in self.copies().await? {
+            have += match copy.store().head(&key).await {
+                Ok(_) => 1,
+                Err(error) if error.kind() == ErrorKind::ObjectMissing => {
+                    let check = |body: bytes::Bytes| from_json::<ClusterIdentity>(&body, &key).map(|_| body);
+                    let body = read_checked(self.store(), &key, 1 << 20, check).await?;
+                    usize::from(copy.store().create(&key, body).await.is_ok())
+                }
+                Err(_) => 0,
+            };
+        }
+        Ok(have == copies)
     }
 }

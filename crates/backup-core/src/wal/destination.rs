@@ -85,7 +85,10 @@ impl Destination {
                 self.repository.note_identity(&self.cluster, &facts).await?;
             }
         }
-        self.state.write(KNOWN, system.to_string().as_bytes())?;
+        // As long as a copy is away it is looked at again.
+        if self.repository.spread_identity(&self.cluster).await? {
+            self.state.write(KNOWN, system.to_string().as_bytes())?;
+        }
         Ok(archive)
     }
 }
