@@ -132,11 +132,18 @@ async fn a_database_comes_back_from_each_copy() {
     assert!(!pgark.path("b").exists(), "a place that is away was made anew");
     assert_eq!(second["backup"]["copies"]["whole"], 1, "{second}");
     assert!(second["backup"]["messages"].to_string().contains("pgark sync"), "{second}");
+    let away = pgark.run(&["--config", &config, "status"]);
+    assert_eq!(away.status.code(), Some(47), "{}", said(&away));
+    assert!(said(&away).contains("b does not answer"), "{}", said(&away));
     let id = second["backup"]["id"].as_str().unwrap();
     bring_back(&pgark, "b");
     let listed = json(&["list"]);
     assert_eq!(listed["backups"].as_array().unwrap().len(), 2, "{listed}");
     assert_eq!(listed["not_everywhere"][id].as_array().unwrap().len(), 1, "{listed}");
+    let status = &json(&["status"])["clusters"][0];
+    let counts: Vec<&serde_json::Value> =
+        status["copies"].as_array().unwrap().iter().map(|copy| &copy["backups"]).collect();
+    assert_eq!((counts, &status["not_everywhere"]), (vec![&2.into(), &1.into()], &1.into()), "{status}");
     let report = json(&["sync"]);
     assert_eq!(report["sync"]["copies"][1]["backups"], serde_json::json!([id]), "{report}");
     assert_eq!(json(&["list"])["not_everywhere"], serde_json::json!({}));

@@ -92,10 +92,6 @@ pub(crate) enum Command {
     Init,
     /// Backs a database up, or all of a server
     Backup(BackupArgs),
-    /// Shows how well clusters are protected: newest backups, what would be lost, what was proved, and what is late
-    Status(StatusArgs),
-    /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
-    Check(CheckArgs),
     /// Lists the backups
     List,
     /// Shows one backup
@@ -108,12 +104,17 @@ pub(crate) enum Command {
     /// pg_restore and psql, or one of its tables as CSV
     #[allow(clippy::doc_markdown)]
     Export(ExportArgs),
+    /// Makes a file of pg_dump a backup: custom, directory, tar or plain format, read whole and checked
+    #[allow(clippy::doc_markdown)]
+    Import(ImportArgs),
+    /// Shows how well clusters are protected: newest backups, what would be lost, what was proved, and what is late
+    Status(StatusArgs),
+    /// Looks for what would make the next backup, the archiving of WAL or a restore fail, and says what to do
+    Check(CheckArgs),
     /// Reads backups through and compares every byte with its digest
     Verify(VerifyArgs),
-    /// Copies backups to another repository, whole and verified, with what they build on
-    Copy(CopyArgs),
-    /// Fills in what a copy of the repository lacks, where it is kept in several places
-    Sync(SyncArgs),
+    /// Restores a backup into a throwaway server, proves it, and measures how long that takes
+    Drill(DrillArgs),
     /// Removes the backups that no retention rule keeps, and the WAL that no remaining one needs. Shows what would go,
     /// and why, until --apply says so
     Prune(PruneArgs),
@@ -121,22 +122,21 @@ pub(crate) enum Command {
     Pin(PinArgs),
     /// Leaves a backup to the retention rules again
     Unpin(UnpinArgs),
-    /// Restores a backup into a throwaway server, proves it, and measures how long that takes
-    Drill(DrillArgs),
+    /// Copies backups to another repository, whole and verified, with what they build on
+    Copy(CopyArgs),
+    /// Fills in what a copy of the repository lacks, where it is kept in several places
+    Sync(SyncArgs),
     /// Archives WAL, gives it back to a server in recovery, and shows what can be reached with it
     #[command(subcommand)]
     Wal(WalCommand),
-    /// Shows who did what to the backups, and whether that log was changed
-    #[command(subcommand)]
-    Audit(AuditCommand),
     /// Makes keys, and changes who can read a backup
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Shows who did what to the backups, and whether that log was changed
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Shows it all on a throwaway PostgreSQL
     Demo(DemoArgs),
-    /// Makes a file of pg_dump a backup: custom, directory, tar or plain format, read whole and checked
-    #[allow(clippy::doc_markdown)]
-    Import(ImportArgs),
     /// Prints completions for a shell
     Completions {
         /// Which shell

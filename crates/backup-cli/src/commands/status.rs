@@ -87,6 +87,11 @@ fn text(status: &Status) -> String {
     };
     let _ = writeln!(text, "  {:<18}{drill}", "drill");
     let _ = writeln!(text, "  {:<18}{} of backups", "stored", render::bytes(status.backup_bytes));
+    for copy in &status.copies {
+        let has =
+            copy.backups.map_or_else(|| "does not answer".to_owned(), |count| format!("{count} backups"));
+        let _ = writeln!(text, "  {:<18}{}: {has}", "copy", render::shown(&copy.place));
+    }
     for id in &status.unfinished {
         let _ = writeln!(text, "  {:<18}{id}", "unfinished");
     }

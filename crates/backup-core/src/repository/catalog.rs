@@ -139,6 +139,14 @@ impl Catalog {
         }
     }
 
+    /// Where the repository has copies, how many backups each place has of those that answered; nothing else.
+    pub fn in_copies(&self) -> Vec<(String, usize)> {
+        let place = |(copy, catalog): &(Repository, Self)| {
+            (copy.store().location().to_owned(), catalog.backups.len())
+        };
+        self.copies.iter().map(place).collect()
+    }
+
     /// Where the repository has copies, the backups that not all of those have that answered, with the places of those
     /// that do.
     pub fn not_everywhere(&self) -> Option<BTreeMap<BackupId, Vec<String>>> {

@@ -16,9 +16,20 @@ impl Status {
                 "pgark verify shows what; --repair takes it from another copy, else make a new backup",
             );
         }
+        self.judge_copies(report);
         self.judge_backups(objectives, report);
         self.judge_wal(objectives, report);
         self.judge_proofs(objectives, report);
+    }
+
+    fn judge_copies(&self, report: &mut Report) {
+        for copy in self.copies.iter().filter(|copy| copy.backups.is_none()) {
+            report.bad("copies", format!("{} does not answer", copy.place), "bring it back; then pgark sync");
+        }
+        if self.not_everywhere > 0 {
+            let found = format!("{} backups are not in every place", self.not_everywhere);
+            report.warn("copies", found, "pgark sync");
+        }
     }
 
     fn judge_backups(&self, objectives: &Objectives, report: &mut Report) {

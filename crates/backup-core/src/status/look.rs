@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{DrillStatus, Exposure, Objectives, Series, Size, Status, VerifyStatus, WalStatus, Window};
+use super::{
+    CopyStatus, DrillStatus, Exposure, Objectives, Series, Size, Status, VerifyStatus, WalStatus, Window,
+};
 use crate::check::{Level, Report};
 use crate::drill;
 use crate::error::{ErrorKind, Result};
@@ -57,6 +59,8 @@ impl Status {
             wal,
             verify: verifications(&catalog),
             drill: last_drill(repository, cluster).await?,
+            copies: copies(repository, &catalog),
+            not_everywhere: catalog.not_everywhere().map_or(0, |backups| backups.len()),
             backup_bytes: catalog.backups().map(|backup| backup.stored_bytes).sum(),
             sizes: sizes(&catalog),
             unfinished: catalog.unfinished().iter().map(|run| run.id.clone()).collect(),
@@ -206,6 +210,16 @@ async fn last_drill(repository: &Repository, cluster: &ClusterName) -> Result<Op
         rto_seconds: last.rto_seconds,
         last_good: drills.iter().rev().find(|drill| drill.good).map(|drill| drill.finished),
     }))
+}
+
+fn copies(repository: &Repository, catalog: &Catalog) -> Vec<CopyStatus> {
+    let answered = catalog.in_copies();
+    let of =
+        |place: &str| answered.iter().find(|(answered, _)| answered == place).map(|(_, backups)| *backups);
+    let all = repository.store().copies();
+    all.iter()
+        .map(|copy| CopyStatus { place: copy.location().to_owned(), backups: of(copy.location()) })
+        .collect()
 }
 
 fn sizes(catalog: &Catalog) -> Vec<Size> {

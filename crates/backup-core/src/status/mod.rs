@@ -114,6 +114,16 @@ pub struct DrillStatus {
     pub last_good: Option<Timestamp>,
 }
 
+/// One of the places of a repository that is in several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CopyStatus {
+    /// Which place.
+    pub place: String,
+    /// How many backups it has; nothing where it did not answer.
+    pub backups: Option<usize>,
+}
+
 /// The size of one backup, for its course over time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -148,6 +158,10 @@ pub struct Status {
     pub verify: VerifyStatus,
     /// The last drill; nothing where there was none.
     pub drill: Option<DrillStatus>,
+    /// The places of the repository, where it is in several.
+    pub copies: Vec<CopyStatus>,
+    /// Backups that not all places have that answered.
+    pub not_everywhere: usize,
     /// Bytes of all backups as stored.
     pub backup_bytes: u64,
     /// The last backups, oldest first; twenty at most.
