@@ -122,7 +122,7 @@ pub trait Restorer: Send + Sync {
     /// Whether it can restore a backup of this [`Dumper::kind`].
     fn accepts(&self, kind: &str) -> bool;
 
-    /// Does it.
+    /// Does it, to its end: cut short by a cancellation it is an error.
     async fn restore(&self, parts: Arc<dyn PartSource>, ctx: &Ctx) -> Result<Map<String, Value>>;
 }
 

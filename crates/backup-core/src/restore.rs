@@ -181,11 +181,14 @@ impl Restore {
         self.reading.observer.event(&Event::Expected { raw_bytes: expected });
         let ctx = Ctx::new(cancel.child_token(), self.reading.jobs, Arc::clone(&self.reading.observer))
             .of(self.record.id.clone());
-        let target = self.restorer.restore(Arc::new(source), &ctx).await;
-        if cancel.is_cancelled() {
-            return Err(Error::cancelled());
+        match self.restorer.restore(Arc::new(source), &ctx).await {
+            // Also where it was cancelled too late: what was done is told.
+            Ok(target) => {
+                Ok(Restored { backup: self.record.summary.clone(), raw_bytes: totals.raw(), target })
+            }
+            Err(_) if cancel.is_cancelled() => Err(Error::cancelled()),
+            Err(error) => Err(error),
         }
-        Ok(Restored { backup: self.record.summary.clone(), raw_bytes: totals.raw(), target: target? })
     }
 }
 
