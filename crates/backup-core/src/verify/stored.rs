@@ -31,7 +31,7 @@ pub(super) struct Checked {
     pub(super) result: Result<()>,
 }
 
-/// Reads objects in `folder` through, `jobs` pieces at once; their results in their order.
+/// Reads objects in `folder` through on `jobs` cores; their results in their order.
 pub(super) fn check_all(
     store: Arc<dyn Store>,
     folder: String,
@@ -64,7 +64,8 @@ pub(super) fn check_all(
             });
             AbortOnDropHandle::new(work)
         })
-        .buffered(jobs.max(1));
+        // One more than there are cores: while it waits for bytes the others are hashed.
+        .buffered(if jobs > 1 { jobs + 1 } else { 1 });
     // The pieces of an object follow each other.
     futures::stream::unfold((done, Vec::new(), None), move |(mut done, mut values, mut failed)| {
         let all = Arc::clone(&all);
