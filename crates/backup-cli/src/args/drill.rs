@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use pgark::config::{DrillWanted, Settings};
 use pgark::drill::Check;
-use pgark::physical::{Recovery, Target};
-use pgark::postgres::Lsn;
+use pgark::physical::Recovery;
 use pgark::{Error, Result};
 
-use super::recovery::moment;
+use super::recovery::Asked;
 use super::{ReadKeys, apply_jobs};
 
 #[derive(Args)]
@@ -128,19 +127,15 @@ impl DrillArgs {
 impl TargetArgs {
     fn recovery(&self) -> Result<Recovery> {
         let mut recovery = Recovery::default();
-        recovery.target = if let Some(time) = &self.to_time {
-            Target::Time(moment(time, self.timezone.as_deref())?)
-        } else if let Some(lsn) = &self.to_lsn {
-            Target::Lsn(lsn.parse::<Lsn>()?)
-        } else if let Some(xid) = self.to_xid {
-            Target::Xid(xid)
-        } else if let Some(name) = &self.to_name {
-            Target::Name(name.clone())
-        } else if self.to_backup_end {
-            Target::Immediate
-        } else {
-            Target::Latest
-        };
+        recovery.target = Asked {
+            time: self.to_time.as_deref(),
+            zone: self.timezone.as_deref(),
+            lsn: self.to_lsn.as_deref(),
+            xid: self.to_xid,
+            name: self.to_name.as_deref(),
+            backup_end: self.to_backup_end,
+        }
+        .target()?;
         recovery.timeline = self.timeline;
         Ok(recovery)
     }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use pgark::config::{RecoverOptions, RecoverWay};
 use pgark::logical::TableName;
-use pgark::physical::{Recovery, Target};
-use pgark::postgres::{Lsn, Via};
+use pgark::physical::Recovery;
+use pgark::postgres::Via;
 use pgark::{Error, Result};
 
-use super::recovery::moment;
+use super::recovery::Asked;
 use super::{ReadKeys, via};
 
 #[derive(Args)]
@@ -105,19 +105,15 @@ impl RecoverArgs {
     /// What they ask for.
     pub(crate) fn options(&self) -> Result<RecoverOptions> {
         let mut recovery = Recovery::default();
-        recovery.target = if let Some(time) = &self.to_time {
-            Target::Time(moment(time, self.timezone.as_deref())?)
-        } else if let Some(lsn) = &self.to_lsn {
-            Target::Lsn(lsn.parse::<Lsn>()?)
-        } else if let Some(xid) = self.to_xid {
-            Target::Xid(xid)
-        } else if let Some(name) = &self.to_name {
-            Target::Name(name.clone())
-        } else if self.to_backup_end {
-            Target::Immediate
-        } else {
-            Target::Latest
-        };
+        recovery.target = Asked {
+            time: self.to_time.as_deref(),
+            zone: self.timezone.as_deref(),
+            lsn: self.to_lsn.as_deref(),
+            xid: self.to_xid,
+            name: self.to_name.as_deref(),
+            backup_end: self.to_backup_end,
+        }
+        .target()?;
         recovery.exclusive = self.exclusive;
         recovery.timeline = self.timeline;
         recovery.restore_command.clone_from(&self.restore_command);

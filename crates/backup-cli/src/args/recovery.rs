@@ -69,19 +69,15 @@ impl RecoveryArgs {
     /// What they ask for.
     pub(crate) fn recovery(&self) -> Result<Recovery> {
         let mut recovery = Recovery::default();
-        recovery.target = if let Some(time) = &self.to_time {
-            Target::Time(moment(time, self.timezone.as_deref())?)
-        } else if let Some(lsn) = &self.to_lsn {
-            Target::Lsn(lsn.parse::<Lsn>()?)
-        } else if let Some(xid) = self.to_xid {
-            Target::Xid(xid)
-        } else if let Some(name) = &self.to_name {
-            Target::Name(name.clone())
-        } else if self.to_backup_end {
-            Target::Immediate
-        } else {
-            Target::Latest
-        };
+        recovery.target = Asked {
+            time: self.to_time.as_deref(),
+            zone: self.timezone.as_deref(),
+            lsn: self.to_lsn.as_deref(),
+            xid: self.to_xid,
+            name: self.to_name.as_deref(),
+            backup_end: self.to_backup_end,
+        }
+        .target()?;
         recovery.exclusive = self.exclusive;
         recovery.timeline = self.timeline;
         recovery.action = match self.action {
@@ -96,8 +92,38 @@ impl RecoveryArgs {
     }
 }
 
+/// What the arguments of a verb say of the target. They exclude each other.
+pub(super) struct Asked<'a> {
+    pub(super) time: Option<&'a str>,
+    /// Of `time`.
+    pub(super) zone: Option<&'a str>,
+    pub(super) lsn: Option<&'a str>,
+    pub(super) xid: Option<u64>,
+    pub(super) name: Option<&'a str>,
+    pub(super) backup_end: bool,
+}
+
+impl Asked<'_> {
+    /// The target; as far as there is WAL where none was named.
+    pub(super) fn target(&self) -> Result<Target> {
+        Ok(if let Some(time) = self.time {
+            Target::Time(moment(time, self.zone)?)
+        } else if let Some(lsn) = self.lsn {
+            Target::Lsn(lsn.parse::<Lsn>()?)
+        } else if let Some(xid) = self.xid {
+            Target::Xid(xid)
+        } else if let Some(name) = self.name {
+            Target::Name(name.to_owned())
+        } else if self.backup_end {
+            Target::Immediate
+        } else {
+            Target::Latest
+        })
+    }
+}
+
 /// A moment: with an offset or Z in the text, or in a zone.
-pub(crate) fn moment(text: &str, zone: Option<&str>) -> Result<jiff::Timestamp> {
+pub(super) fn moment(text: &str, zone: Option<&str>) -> Result<jiff::Timestamp> {
     let wrong = |why: String| {
         Error::new(ErrorKind::Usage, why).with_hint(
             "write it as 2026-11-21T14:30:00+01:00, or without an offset and with --timezone Europe/Berlin",
