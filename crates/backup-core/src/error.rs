@@ -218,6 +218,12 @@ impl Error {
         new
     }
 
+    /// The error and its causes on one line.
+    pub(crate) fn with_causes(&self) -> String {
+        let words: Vec<String> = std::iter::once(self.to_string()).chain(self.causes()).collect();
+        words.join(": ").replace('\n', " ")
+    }
+
     /// The causes, outermost first, as one-line texts, without repeating what stands in the error already.
     pub fn causes(&self) -> Vec<String> {
         let mut said = self.to_string().to_lowercase();

@@ -63,13 +63,8 @@ impl Report {
 
     /// Notes an error as what will fail.
     pub fn failed(&mut self, area: &'static str, error: &Error) {
-        let mut found = error.to_string();
-        for cause in error.causes() {
-            found.push_str(": ");
-            found.push_str(&cause);
-        }
         let mend = error.hint().map(str::to_owned);
-        self.checks.push(Checked { area, level: Level::Bad, found, mend });
+        self.checks.push(Checked { area, level: Level::Bad, found: error.with_causes(), mend });
     }
 
     /// The value, or nothing and a note of the error.

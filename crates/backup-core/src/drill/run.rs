@@ -76,11 +76,6 @@ fn major_of(version: &str) -> Option<u32> {
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// An error and its causes.
-fn words(error: &Error) -> String {
-    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
-}
-
 fn in_words(recovery: &Recovery) -> String {
     match &recovery.target {
         Target::Latest => "latest".to_owned(),
@@ -186,7 +181,7 @@ impl<'a> Run<'a> {
                 self.report.error = Some(Failure {
                     kind: error.kind().name().to_owned(),
                     code: error.kind().code(),
-                    message: words(&error),
+                    message: error.with_causes(),
                 });
             }
             Ok(()) => {
@@ -290,7 +285,7 @@ impl<'a> Run<'a> {
         let (looked, error) = match done {
             Ok(looked) => (looked, None),
             Err(error) => (
-                Looked { outcome: Outcome::Failed, note: what.to_owned(), found: vec![words(&error)] },
+                Looked { outcome: Outcome::Failed, note: what.to_owned(), found: vec![error.with_causes()] },
                 Some(error),
             ),
         };

@@ -1,8 +1,9 @@
 //! Programs that run beside a server, as its user: here, or in a container.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +29,13 @@ pub(crate) struct Ended {
 }
 
 impl ServerPrograms {
+    /// What `pg_controldata` prints of a data directory.
+    pub(crate) fn control(&self, data: &Path) -> Result<BTreeMap<String, String>> {
+        let text = self.run("pg_controldata", &["-D", &data.display().to_string()])?;
+        let pair = |line: &str| line.split_once(':').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()));
+        Ok(text.lines().filter_map(pair).collect())
+    }
+
     /// Runs one to its end; what it printed.
     pub(crate) fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let ended = self.ended(program, args)?;

@@ -101,9 +101,7 @@ impl Throwaway {
 
     /// What `pg_controldata` prints.
     fn control(&self) -> Result<BTreeMap<String, String>> {
-        let text = self.programs.run("pg_controldata", &["-D", &self.data.display().to_string()])?;
-        let pair = |line: &str| line.split_once(':').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()));
-        Ok(text.lines().filter_map(pair).collect())
+        self.programs.control(&self.data)
     }
 
     fn log(&self) -> PathBuf {

@@ -109,7 +109,8 @@ impl ServerDump {
             }
             Err(error) if ctx.cancel.is_cancelled() || error.kind() == ErrorKind::Cancelled => Err(error),
             Err(error) => {
-                let failed = DatabaseFailure { name: name.to_owned(), error: words(&error), parts: written };
+                let failed =
+                    DatabaseFailure { name: name.to_owned(), error: error.with_causes(), parts: written };
                 Ok(Err((failed, error)))
             }
         }
@@ -124,12 +125,6 @@ pub(super) async fn restore_globals(
     ctx: &Ctx,
 ) -> Result<()> {
     roles::Roles::on(session).await?.run(parts, part, ctx).await.map(drop)
-}
-
-/// An error and its causes, on one line.
-fn words(error: &Error) -> String {
-    let words: Vec<String> = std::iter::once(error.to_string()).chain(error.causes()).collect();
-    words.join(": ").replace('\n', " ")
 }
 
 /// What [`ServerDump::preview`] found.

@@ -8,7 +8,6 @@ use serde_json::{Map, Value};
 
 use super::roles::Roles;
 use super::statements::Statements;
-use super::words;
 use crate::dumper::{Ctx, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -147,7 +146,7 @@ impl ServerLoad {
             match own.rows(&statement.sql).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionLost => return Err(error),
-                Err(error) => failed.push(format!("{}: {}", statement.describe(), words(&error))),
+                Err(error) => failed.push(format!("{}: {}", statement.describe(), error.with_causes())),
             }
         }
         Ok(failed)
@@ -231,7 +230,7 @@ impl Restorer for ServerLoad {
                         return Err(error);
                     }
                     Err(error) => {
-                        let words = format!("the database {name} was not restored: {}", words(&error));
+                        let words = format!("the database {name} was not restored: {}", error.with_causes());
                         warn(words.clone());
                         failed.push(words);
                     }

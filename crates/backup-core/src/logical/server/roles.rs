@@ -6,7 +6,6 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use super::statements::{Statement, Statements};
-use super::words;
 use crate::dumper::{Ctx, PartSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -148,6 +147,6 @@ impl Roles {
     }
 
     fn failed(&mut self, statement: &Statement, error: &Error) {
-        self.done.failed.push(format!("{}: {}", statement.describe(), words(error)));
+        self.done.failed.push(format!("{}: {}", statement.describe(), error.with_causes()));
     }
 }

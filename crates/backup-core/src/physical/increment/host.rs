@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
 use super::map::{BlockMap, MapKey};
-use super::words;
 use crate::error::{Error, Result};
 use crate::repository::{BackupId, BackupSummary, Digest};
 use crate::state::{HostState, StateFile};
@@ -90,7 +89,7 @@ impl Maps {
             .open(id)
             .map_err(|e| format!("the block map of backup {id} is not on this host any more: {e}"))?;
         BlockMap::open(file, facts.blake3)
-            .map_err(|e| format!("the block map of backup {id} cannot be used: {}", words(&e)))
+            .map_err(|e| format!("the block map of backup {id} cannot be used: {}", e.with_causes()))
     }
 
     /// Keeps the map of a backup that has committed, and that of its parent; removes those not used for longest.

@@ -28,11 +28,6 @@ pub(super) use plan::Plan;
 pub(super) use summaries::begin as begin_from_summaries;
 pub(super) use window::Window;
 
-/// An error in one line, with its causes.
-fn words(error: &crate::Error) -> String {
-    std::iter::once(error.to_string()).chain(error.causes()).collect::<Vec<_>>().join(": ")
-}
-
 /// Folder of whole files in an increment's archives.
 pub(super) const FILES: &str = "files";
 /// Folder of windows in an increment's archives.

@@ -32,7 +32,7 @@ impl Parent {
     pub fn choose(catalog: &Catalog, state: &HostState, from: Option<&str>) -> Result<Self> {
         match Maps::open(state) {
             Ok(maps) => Self::choose_where(catalog, from, "block map", |backup| maps.has(backup)),
-            Err(error) if from.is_none() => Ok(Self::None(super::words(&error))),
+            Err(error) if from.is_none() => Ok(Self::None(error.with_causes())),
             Err(_) => Self::choose_where(catalog, from, "block map", |_| false),
         }
     }

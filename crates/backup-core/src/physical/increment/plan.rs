@@ -6,7 +6,6 @@ use super::compare::{Compared, Comparer};
 use super::host::{MapFacts, Maps};
 use super::map::BlockMap;
 use super::parent::{Parent, cannot_follow, differs};
-use super::words;
 use crate::dumper::{AfterCommit, Ctx, Dumped};
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
@@ -130,9 +129,11 @@ impl Plan {
     /// The history of the server's timeline, where the parent is of another one. An error is an answer as well.
     pub(in super::super) async fn history(&self, timeline: u32, server: &mut Replication) -> History {
         let text = match &self.parent {
-            Some((_, end)) if end.timeline != timeline && timeline > 1 => {
-                server.timeline_history(timeline).await.map(|history| history.text).map_err(|e| words(&e))
-            }
+            Some((_, end)) if end.timeline != timeline && timeline > 1 => server
+                .timeline_history(timeline)
+                .await
+                .map(|history| history.text)
+                .map_err(|e| e.with_causes()),
             _ => Ok(String::new()),
         };
         History { timeline, text }
@@ -204,7 +205,7 @@ impl Plan {
     }
 
     fn no_map(&mut self, error: &Error) {
-        let words = words(error);
+        let words = error.with_causes();
         self.warnings
             .push(format!("no increment can build on this backup: its block map could not be kept: {words}"));
     }

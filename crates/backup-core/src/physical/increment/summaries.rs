@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 
 use super::manifest::Manifests;
 use super::parent::{Parent, differs};
-use super::words;
 use crate::dumper::Ctx;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -77,7 +76,7 @@ pub(in super::super) async fn begin(
         Ok(Err(format!("relations were truncated just then, {ATTEMPTS} times")))
     };
     let begun: Result<std::result::Result<BaseBackup, String>> = attempts.await;
-    let backup = begun.map_err(|error| words(&error))??;
+    let backup = begun.map_err(|error| error.with_causes())??;
     Ok((backup, parent.clone()))
 }
 
