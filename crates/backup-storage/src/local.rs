@@ -241,7 +241,12 @@ impl Root {
             let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             // As everywhere else, what a link leads to.
             match std::fs::metadata(entry.path()) {
-                Ok(metadata) if metadata.is_dir() => found.push(Entry::Folder(key)),
+                // One that is empty stays where a process died between its last file and itself.
+                Ok(metadata) if metadata.is_dir() => {
+                    if has_object(&entry.path()).map_err(failed("listing", folder))? {
+                        found.push(Entry::Folder(key));
+                    }
+                }
                 Ok(metadata) => found.push(Entry::Object(meta(key, &metadata)?)),
                 // Deleted while it was listed.
                 Err(e) if e.kind() == Io::NotFound => {}
@@ -273,6 +278,33 @@ impl Root {
 /// A folder is no object: a store in the cloud has none.
 fn not_a_folder(metadata: &std::fs::Metadata) -> io::Result<()> {
     if metadata.is_dir() { Err(Io::NotFound.into()) } else { Ok(()) }
+}
+
+/// Whether there is an object in a folder, or below.
+fn has_object(folder: &Path) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if absent(&e) => return Ok(false),
+        other => other?,
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        match std::fs::metadata(entry.path()) {
+            Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+            Ok(_) => return Ok(true),
+            Err(e) if absent(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    for folder in folders {
+        if has_object(&folder)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn meta(key: String, metadata: &std::fs::Metadata) -> Result<Meta> {
