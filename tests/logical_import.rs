@@ -6,10 +6,11 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use pgark::ErrorKind;
-use pgark::logical::ExportFormat;
+use pgark::logical::{Existing, ExportFormat, Load, LoadOptions};
+use pgark::postgres::Tools;
+use pgark::{CancellationToken, Error, ErrorKind, Repository, Restore, Restored};
 use support::logical::{Place, export, import, import_into, rich, run_export};
-use support::{connect, containers, left_out, memory_repository, server};
+use support::{connect, conninfo, containers, left_out, memory_repository, server};
 
 /// Imports a dump, exports it in directory format, and has stock `pg_restore` make the same database of it.
 async fn there_and_back(place: &Place, dump: &Path, source: &str) {
@@ -18,6 +19,19 @@ async fn there_and_back(place: &Place, dump: &Path, source: &str) {
     let to = folder.path().join("exported");
     export(&backup, &to, ExportFormat::Directory, None, &place.tools).await.unwrap();
     place.restore_and_compare(&to, "imported", &[&["--jobs=2"]], source).await;
+}
+
+/// Restores an import with pgark itself.
+async fn restore(
+    place: &Place,
+    (repository, record): &(Repository, pgark::repository::BackupRecord),
+    name: &str,
+    how: impl FnOnce(Load) -> Load,
+) -> Result<Restored, Error> {
+    let load = how(Load::into(conninfo(&place.url(name))).tools(Tools::in_folder(&place.tools)));
+    let restore =
+        Restore::builder().backup(repository.clone(), record.clone()).restorer(load).build().unwrap();
+    restore.run(&CancellationToken::new()).await
 }
 
 /// Dumps in every format, with each of the compressions.
@@ -39,6 +53,9 @@ async fn every_format(place: &Place, methods: &[&str]) {
     let inserts = folder.path().join("inserts");
     place.dump("source", &inserts, &["--format=custom", "--inserts"]);
     there_and_back(place, &inserts, "source").await;
+    restore(place, &import(&inserts).await, "restored", |load| load).await.unwrap();
+    place.compare("source", "restored").await;
+    place.drop("restored").await;
     let data = folder.path().join("data");
     place.dump("source", &data, &["--format=custom", "--data-only"]);
     import(&data).await;
@@ -51,6 +68,10 @@ async fn every_format(place: &Place, methods: &[&str]) {
         let script = folder.path().join(format!("exported-{method}.sql"));
         export(&backup, &script, ExportFormat::Plain, None, &place.tools).await.unwrap();
         place.run_and_compare(&script, "imported", "source").await;
+        let restored = restore(place, &backup, "restored", |load| load).await.unwrap();
+        assert_eq!(restored.target["created"], true);
+        place.compare("source", "restored").await;
+        place.drop("restored").await;
         let error = export(&backup, &folder.path().join("x"), ExportFormat::Custom, None, &place.tools).await;
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Unsupported);
     }
@@ -88,6 +109,63 @@ async fn dumps_of_postgres_17() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dumps_of_postgres_18() {
     in_container(18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_takes_the_place_of_a_database_or_changes_nothing() {
+    let (place, _server) = local();
+    small(&place).await;
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("small.sql");
+    place.dump("small", &script, &[]);
+    let backup = import(&script).await;
+    let value = async |name: &str, sql: &str| connect(&place.url(name)).await.value(sql).await.unwrap();
+    let databases = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database";
+    let before = value("postgres", databases).await;
+
+    let error = restore(&place, &backup, "small", |load| load).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+    let mut no_owner = LoadOptions::default();
+    no_owner.no_owner = true;
+    let error = restore(&place, &backup, "new", |load| load.options(no_owner.clone())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+    let error = restore(&place, &backup, "small", |load| load.existing(Existing::Clean)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+
+    // Errors of the server are told, and what was made is taken away.
+    connect(&place.url("postgres")).await.rows("CREATE ROLE gone").await.unwrap();
+    connect(&place.url("small")).await.rows("ALTER TABLE a OWNER TO gone").await.unwrap();
+    let of_other = folder.path().join("owner.sql");
+    place.dump("small", &of_other, &[]);
+    let sql = "ALTER TABLE a OWNER TO postgres; DROP ROLE gone";
+    connect(&place.url("small")).await.rows(sql).await.unwrap();
+    let of_other = import(&of_other).await;
+    let error = restore(&place, &of_other, "new", |load| load).await.unwrap_err();
+    assert!(format!("{error:?}").contains("\"gone\" does not exist"), "{error:?}");
+    let creates = folder.path().join("creates.sql");
+    place.dump("small", &creates, &["--create"]);
+    let error = restore(&place, &import(&creates).await, "new", |load| load).await.unwrap_err();
+    assert!(error.to_string().contains("--create"), "{error:?}");
+    assert_eq!(value("postgres", databases).await, before);
+
+    let statistics = "SELECT count(*)::text FROM pg_stats WHERE tablename = 'a'";
+    connect(&place.url("small")).await.rows("DELETE FROM a").await.unwrap();
+    let restored =
+        restore(&place, &backup, "small", |load| load.existing(Existing::Swap { drop_old: false })).await;
+    let old = restored.unwrap().target["old_database"].as_str().unwrap().to_owned();
+    assert_eq!(value("small", "SELECT count(*)::text FROM a").await.as_deref(), Some("300"));
+    assert_eq!(value("small", statistics).await.as_deref(), Some("2"));
+    assert_eq!(value(&old, "SELECT count(*)::text FROM a").await.as_deref(), Some("0"));
+
+    // Everything belongs to whom `--role` says, where the archive does not say it.
+    let archive = folder.path().join("inserts");
+    place.dump("small", &archive, &["--format=custom", "--inserts"]);
+    connect(&place.url("postgres")).await.rows("CREATE ROLE keeper SUPERUSER").await.unwrap();
+    let mut kept = LoadOptions::default();
+    (kept.no_owner, kept.role) = (true, Some("keeper".to_owned()));
+    restore(&place, &import(&archive).await, "kept", |load| load.options(kept.clone())).await.unwrap();
+    let owner = "SELECT tableowner::text FROM pg_tables WHERE tablename = 'a'";
+    assert_eq!(value("kept", owner).await.as_deref(), Some("keeper"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use backup_core::pipeline::Buffers;
 use backup_core::{Bytestream, Created, Entry, Error, ErrorKind, Meta, Result, Store, Upload};
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -24,6 +25,8 @@ use ulid::Ulid;
 const TEMPORARIES: &str = ".pgark-tmp";
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 256 * 1024;
+/// Buffers of that size that are kept for the next read.
+const CHUNKS_KEPT: usize = 16;
 
 /// A local folder. Files have mode 0600 and folders 0700. An object is written to a temporary file, synced,
 /// and linked to its name without replacing anything; then the folder is synced.
@@ -34,6 +37,8 @@ pub struct LocalStore(Arc<Root>);
 struct Root {
     path: PathBuf,
     location: String,
+    /// What is read goes into these.
+    chunks: Buffers,
     /// Which folder it is: device and number, since it was first seen.
     seen: OnceLock<(u64, u64)>,
 }
@@ -43,7 +48,12 @@ impl LocalStore {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let location = path.display().to_string();
-        Self(Arc::new(Root { path, location, seen: OnceLock::new() }))
+        Self(Arc::new(Root {
+            path,
+            location,
+            chunks: Buffers::new(READ_BYTES, CHUNKS_KEPT),
+            seen: OnceLock::new(),
+        }))
     }
 }
 
@@ -275,6 +285,15 @@ impl Root {
     }
 }
 
+/// The next bytes of a file of which `left` are wanted. What is small does not keep a large buffer.
+fn next_chunk(file: &File, left: u64, chunks: &Buffers) -> io::Result<Bytes> {
+    let wanted = usize::try_from(left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
+    let lent = wanted == READ_BYTES;
+    let mut chunk = if lent { chunks.take() } else { Vec::with_capacity(wanted) };
+    file.take(wanted as u64).read_to_end(&mut chunk)?;
+    Ok(if lent { chunks.freeze(chunk) } else { Bytes::from(chunk) })
+}
+
 /// A folder is no object: a store in the cloud has none.
 fn not_a_folder(metadata: &std::fs::Metadata) -> io::Result<()> {
     if metadata.is_dir() { Err(Io::NotFound.into()) } else { Ok(()) }
@@ -395,23 +414,21 @@ impl Store for LocalStore {
             Ok((file, range.end.saturating_sub(range.start)))
         })
         .await?;
-        let key = key.to_owned();
+        let (key, chunks) = (Arc::<str>::from(key), self.0.chunks.clone());
         // Straight from the file into what is handed on: a file of tokio's copies once more.
         Ok(futures::stream::unfold(Some((file, bytes)), move |state| {
-            let key = key.clone();
+            let (key, chunks) = (Arc::clone(&key), chunks.clone());
             async move {
-                let (mut file, left) = state.filter(|(_, left)| *left > 0)?;
-                let chunk = blocking(move || {
-                    let wanted = left.min(READ_BYTES as u64);
-                    let mut chunk = Vec::with_capacity(usize::try_from(wanted).unwrap_or(READ_BYTES));
-                    (&mut file).take(wanted).read_to_end(&mut chunk).map_err(failed("reading", &key))?;
+                let (file, left) = state.filter(|(_, left)| *left > 0)?;
+                let read = blocking(move || {
+                    let chunk = next_chunk(&file, left, &chunks).map_err(failed("reading", &key))?;
                     Ok((file, chunk))
                 });
-                match chunk.await {
+                match read.await {
                     Ok((_, chunk)) if chunk.is_empty() => None,
                     Ok((file, chunk)) => {
                         let left = left - chunk.len() as u64;
-                        Some((Ok(Bytes::from(chunk)), Some((file, left))))
+                        Some((Ok(chunk), Some((file, left))))
                     }
                     Err(error) => Some((Err(error), None)),
                 }

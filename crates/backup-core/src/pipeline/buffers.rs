@@ -3,9 +3,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 /// Buffers of one size, used again: fresh ones of megabytes cost a page fault for every 4 KiB.
-#[derive(Clone)]
-pub(super) struct Buffers(Arc<Shelf>);
+#[derive(Debug, Clone)]
+pub struct Buffers(Arc<Shelf>);
 
+#[derive(Debug)]
 struct Shelf {
     free: Mutex<Vec<Vec<u8>>>,
     capacity: usize,
@@ -14,18 +15,18 @@ struct Shelf {
 
 impl Buffers {
     /// Buffers of `capacity` bytes, of which `keep` are held when nobody uses them.
-    pub(super) fn new(capacity: usize, keep: usize) -> Self {
+    pub fn new(capacity: usize, keep: usize) -> Self {
         Self(Arc::new(Shelf { free: Mutex::default(), capacity, keep }))
     }
 
     /// An empty buffer.
-    pub(super) fn take(&self) -> Vec<u8> {
+    pub fn take(&self) -> Vec<u8> {
         let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         free.unwrap_or_else(|| Vec::with_capacity(self.0.capacity))
     }
 
     /// Gives a buffer back.
-    pub(super) fn put(&self, mut buffer: Vec<u8>) {
+    pub fn put(&self, mut buffer: Vec<u8>) {
         let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < self.0.keep && buffer.capacity() >= self.0.capacity {
             buffer.clear();
@@ -34,7 +35,7 @@ impl Buffers {
     }
 
     /// Freezes a buffer; it comes back when the last handle is dropped.
-    pub(super) fn freeze(&self, buffer: Vec<u8>) -> Bytes {
+    pub fn freeze(&self, buffer: Vec<u8>) -> Bytes {
         Bytes::from_owner(Lent { buffer, home: self.clone() })
     }
 }

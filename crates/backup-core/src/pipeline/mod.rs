@@ -22,6 +22,7 @@ mod writer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use buffers::Buffers;
 pub use memory::MemoryPlan;
 pub use pool::CpuPool;
 pub(crate) use read::{ChannelReader, PartReader, ReadBuffers, StoredCheck, check_stored};

@@ -1,13 +1,13 @@
-//! Feeding `pg_restore`: a whole archive of `pg_dump`, as backups of earlier versions hold one.
+//! Feeding `pg_restore` and `psql`.
 
 use futures::StreamExt;
-use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 
-use super::super::ARCHIVE;
-use crate::dumper::{Ctx, PartSource};
+use super::options::LoadOptions;
+use crate::dumper::Ctx;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{ConnInfo, Process, ProcessRun, Tool, Tools};
+use crate::postgres::{ConnInfo, Process, ProcessRun, Tool, Tools, quote_identifier};
+use crate::store::Bytestream;
 
 /// `pg_restore` of 17 and later sets this, and servers before 17 do not know it
 /// (_doSetFixedOutputState in `pg_backup_archiver.c`, PostgreSQL 17).
@@ -21,39 +21,31 @@ pub(super) fn needs_script(tool: &Tool, target_major: u32) -> bool {
     tool.major >= 17 && target_major < 17
 }
 
-/// Restores a backup that is one archive, serially.
+/// Restores an archive of a major version of `pg_dump`, serially.
 pub(super) async fn load(
-    source: &dyn PartSource,
+    data: Bytestream,
+    archive_major: u32,
     info: &ConnInfo,
     target_major: u32,
+    options: &LoadOptions,
     tools: &Tools,
     ctx: &Ctx,
 ) -> Result<Vec<String>> {
-    let parts: Vec<_> = source.parts().into_iter().filter(|p| p.spec.kind == ARCHIVE).collect();
-    let [part] = &parts[..] else {
-        return Err(Error::new(
-            ErrorKind::Integrity,
-            format!("the backup has {} archives, not one", parts.len()),
-        ));
-    };
-    let dumped_by = source.facts().get("pg_dump_version").and_then(Value::as_str).unwrap_or_default();
-    let archive_major =
-        dumped_by.split(|c: char| !c.is_ascii_digit()).next().and_then(|d| d.parse().ok()).unwrap_or(0);
     // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
     let tool = tools.find_for("pg_restore", archive_major.max(target_major), info).await?;
-    let data = source.open(part.part).await?;
+    let mut args = options.arguments();
     if !needs_script(&tool, target_major) {
-        let args = vec![
+        args.extend([
             "--exit-on-error".to_owned(),
             "--no-password".to_owned(),
             format!("--dbname={}", plain_name(info.database())),
-        ];
+        ]);
         let run = ProcessRun { tool: &tool, args, connection: Some(info), stdin: true, stdout: false };
         let mut process = Process::start(run)?;
         let stdin = process.stdin()?;
         return conclude(feed(data, stdin, ctx).await, process, ctx).await;
     }
-    let args = vec!["--file=-".to_owned()];
+    args.push("--file=-".to_owned());
     let run = ProcessRun { tool: &tool, args, connection: None, stdin: true, stdout: true };
     let mut script = Process::start(run)?;
     let to_script = script.stdin()?;
@@ -62,6 +54,50 @@ pub(super) async fn load(
     let mut words = run?;
     words.extend(conclude(fed, script, ctx).await?);
     Ok(words)
+}
+
+/// How `psql` runs a script from its standard input.
+fn psql_arguments(stop_at_errors: bool) -> Vec<String> {
+    let mut args =
+        ["--no-psqlrc", "--quiet", "--no-password", "--output=/dev/null"].map(str::to_owned).to_vec();
+    if stop_at_errors {
+        args.push("--set=ON_ERROR_STOP=1".to_owned());
+    }
+    args
+}
+
+/// Runs a script that `pg_dump` wrote.
+pub(super) async fn run_psql(
+    data: Bytestream,
+    info: &ConnInfo,
+    target_major: u32,
+    options: &LoadOptions,
+    tools: &Tools,
+    ctx: &Ctx,
+) -> Result<Vec<String>> {
+    let psql = tools.find_for("psql", target_major, info).await?;
+    let mut args = psql_arguments(true);
+    if let Some(role) = &options.role {
+        args.push(format!("--command=SET ROLE {}", quote_identifier(role)));
+        args.push("--file=-".to_owned());
+    }
+    let run = ProcessRun { tool: &psql, args, connection: Some(info), stdin: true, stdout: false };
+    let mut process = Process::start(run)?;
+    let stdin = process.stdin()?;
+    conclude(feed(data, stdin, ctx).await, process, ctx).await
+}
+
+/// The head of a script without the setting that an older server does not know.
+pub(super) fn without_new_setting(head: Vec<u8>, target_major: u32) -> Vec<u8> {
+    if target_major >= 17 {
+        return head;
+    }
+    let settings = head.windows(LAST_SETTING.len()).position(|piece| piece == LAST_SETTING);
+    let found = head[..settings.unwrap_or(0)].windows(NEW_SETTING.len()).position(|line| line == NEW_SETTING);
+    match found {
+        Some(at) => [&head[..at], &head[at + NEW_SETTING.len()..]].concat(),
+        None => head,
+    }
 }
 
 /// Runs the script that a `pg_restore` writes, without the setting that the server does not know.
@@ -74,11 +110,7 @@ pub(super) async fn run_script(
     ctx: &Ctx,
 ) -> Result<Vec<String>> {
     let psql = tools.find_for("psql", tool.major, info).await?;
-    let mut args =
-        ["--no-psqlrc", "--quiet", "--no-password", "--output=/dev/null"].map(str::to_owned).to_vec();
-    if stop_at_errors {
-        args.push("--set=ON_ERROR_STOP=1".to_owned());
-    }
+    let args = psql_arguments(stop_at_errors);
     let run = ProcessRun { tool: &psql, args, connection: Some(info), stdin: true, stdout: false };
     let mut run = Process::start(run)?;
     let (from_script, to_psql) = (script.stdout()?, run.stdin()?);
@@ -113,11 +145,7 @@ pub(super) async fn conclude(fed: Result<bool>, mut process: Process, ctx: &Ctx)
 
 /// Writes the archive to a tool, to the last byte, so that its digest is checked before the tool can
 /// succeed. False when the tool stopped reading.
-async fn feed(
-    mut data: crate::store::Bytestream,
-    mut stdin: impl AsyncWrite + Unpin,
-    ctx: &Ctx,
-) -> Result<bool> {
+async fn feed(mut data: Bytestream, mut stdin: impl AsyncWrite + Unpin, ctx: &Ctx) -> Result<bool> {
     let mut open = true;
     loop {
         let chunk = tokio::select! {

@@ -18,6 +18,7 @@ mod swap;
 mod target;
 mod there;
 mod timescale;
+mod whole;
 mod worker;
 
 use std::collections::HashSet;
@@ -36,6 +37,7 @@ pub(super) use target::is_taken;
 
 use self::choice::Choice;
 use self::fill::{Fill, Filled};
+use self::swap::Swapped;
 use self::target::{Ground, Target};
 use super::archive::{Toc, TocReader};
 use super::contents::{DatabaseContents, LogicalContents};
@@ -318,14 +320,7 @@ impl Load {
         if let Some(error) = failure::all(&failures) {
             return Err(error);
         }
-        let mut told = told(&target);
-        if let Some(swapped) = swapped {
-            told.insert("database".to_owned(), self.connection.database().into());
-            told.insert("created".to_owned(), false.into());
-            told.insert("swapped".to_owned(), true.into());
-            told.insert("old_database".to_owned(), swapped.kept.into());
-        }
-        Ok(told)
+        Ok(told(&target, swapped.map(|swapped| (swapped, &self.connection))))
     }
 
     /// The database that is filled: made where it is not there.
@@ -354,36 +349,21 @@ impl Load {
         choice.without_shared(toc, &there);
         Ok((choice, there))
     }
-
-    /// Restores a backup of an earlier version, which is one archive.
-    async fn restore_archive(
-        &self,
-        source: &Arc<dyn PartSource>,
-        facts: &DatabaseFacts,
-        ctx: &Ctx,
-    ) -> Result<Map<String, Value>> {
-        let ground = Ground::look(&self.connection).await?;
-        let way = self.way(&ground, &**source)?;
-        if way != Way::Fresh || self.options != LoadOptions::default() {
-            let message =
-                "this backup was made by a version that stored one archive, which is only restored whole";
-            return Err(Error::new(ErrorKind::Unsupported, message)
-                .with_hint("restore it into a new database without other options"));
-        }
-        let target = ground.target(facts).await?;
-        match archive::load(&**source, &target.info(), target.major, &self.tools, ctx).await {
-            Ok(words) => warn(words, ctx),
-            Err(error) => return Err(target.undo(&self.connection, error).await),
-        }
-        Ok(told(&target))
-    }
 }
 
-fn told(target: &Target) -> Map<String, Value> {
+/// What is told of a restore; where the new database took the place of another, that connection.
+fn told(target: &Target, swapped: Option<(Swapped, &ConnInfo)>) -> Map<String, Value> {
     let mut told = Map::new();
-    told.insert("database".to_owned(), target.name.clone().into());
     told.insert("server_version".to_owned(), target.version.clone().into());
-    told.insert("created".to_owned(), target.created.into());
+    let Some((swapped, connection)) = swapped else {
+        told.insert("database".to_owned(), target.name.clone().into());
+        told.insert("created".to_owned(), target.created.into());
+        return told;
+    };
+    told.insert("database".to_owned(), connection.database().into());
+    told.insert("created".to_owned(), false.into());
+    told.insert("swapped".to_owned(), true.into());
+    told.insert("old_database".to_owned(), swapped.kept.into());
     told
 }
 
@@ -415,6 +395,6 @@ impl Restorer for Load {
             return self.restore_database(&parts, self.choose(&contents)?, ctx).await;
         }
         let facts = DatabaseFacts::from_contents(parts.contents())?;
-        self.restore_archive(&parts, &facts, ctx).await
+        self.restore_whole(&*parts, &facts, ctx).await
     }
 }
