@@ -87,7 +87,19 @@ async fn nobody_loses_a_database_without_being_asked() {
     let done = pgark.json(&["restore", "latest", "--into", &into, "--replace", "--yes"]);
     let target = &done["restored"]["target"];
     assert_eq!((&target["swapped"], &target["old_database"]), (&Value::Bool(true), &Value::Null));
-    assert_eq!(databases(&server).await.len(), 2);
+    let two = databases(&server).await;
+    assert_eq!(two.len(), 2);
+    // What the swap kept goes when somebody says so.
+    let drop_old = ["restore", "--into", &into, "--drop-old"];
+    pgark.fails(&drop_old, ErrorKind::Usage).says(&two[1]).says("will be dropped").says("--yes");
+    pgark.fails(&[&drop_old[..], &["latest", "--yes"]].concat(), ErrorKind::Usage).says("--swap");
+    let used = connect(&server.url(&two[1])).await;
+    pgark.fails(&[&drop_old[..], &["--yes"]].concat(), ErrorKind::Database).says("other users");
+    let dropped = pgark.json(&[&drop_old[..], &["--yes", "--end-sessions"]].concat());
+    assert_eq!(dropped["dropped"][0]["name"], two[1].as_str());
+    assert!(used.value("SELECT 1").await.is_err());
+    assert_eq!(databases(&server).await, ["shop"]);
+    assert!(pgark.text(&[&drop_old[..], &["--yes"]].concat()).contains("no swap has kept"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,13 +18,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use rustix::buffer::spare_capacity;
 use tokio::task::JoinHandle;
 use ulid::Ulid;
 
 /// Files being written, until they are whole. Its name begins with a dot, so it is no object.
 const TEMPORARIES: &str = ".pgark-tmp";
 /// Bytes that are read at a time.
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 512 * 1024;
 /// Buffers of that size that are kept for the next read.
 const CHUNKS_KEPT: usize = 16;
 
@@ -286,12 +287,18 @@ impl Root {
 }
 
 /// The next bytes of a file of which `left` are wanted. What is small does not keep a large buffer.
-fn next_chunk(file: &File, left: u64, chunks: &Buffers) -> io::Result<Bytes> {
+fn next_chunk(file: &File, left: u64, buffers: &Buffers) -> io::Result<Bytes> {
     let wanted = usize::try_from(left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
     let lent = wanted == READ_BYTES;
-    let mut chunk = if lent { chunks.take() } else { Vec::with_capacity(wanted) };
-    file.take(wanted as u64).read_to_end(&mut chunk)?;
-    Ok(if lent { chunks.freeze(chunk) } else { Bytes::from(chunk) })
+    let mut chunk = if lent { buffers.take() } else { Vec::with_capacity(wanted) };
+    // The room that a vector has may be more than was asked for. `read_to_end` would read in many small steps.
+    while chunk.len() < wanted {
+        if rustix::io::retry_on_intr(|| rustix::io::read(file, spare_capacity(&mut chunk)))? == 0 {
+            break;
+        }
+    }
+    chunk.truncate(wanted);
+    Ok(if lent { buffers.freeze(chunk) } else { Bytes::from(chunk) })
 }
 
 /// A folder is no object: a store in the cloud has none.

@@ -57,8 +57,9 @@ pub(crate) struct LoadArgs {
     /// The old one is kept as NAME_pgark_old_TIME, and is as it was when anything fails
     #[arg(long, requires = "into")]
     swap: bool,
-    /// Drops the old database when the swap succeeded
-    #[arg(long, requires = "swap")]
+    /// Drops the old database when the swap succeeded. Without --swap nothing is restored: the databases are dropped that
+    /// earlier swaps kept
+    #[arg(long, requires = "into", conflicts_with_all = ["replace", "clean"])]
     drop_old: bool,
     /// The same as --swap --drop-old
     #[arg(long, requires = "into", conflicts_with = "swap")]
@@ -119,6 +120,11 @@ impl LoadArgs {
         } else {
             Existing::Refuse
         })
+    }
+
+    /// Whether nothing is restored, and databases that swaps kept are dropped.
+    pub(crate) fn only_drops_old(&self) -> bool {
+        self.drop_old && !self.swap
     }
 
     /// Whether the database is backed up first.

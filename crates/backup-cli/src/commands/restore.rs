@@ -3,20 +3,23 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pgark::config::Settings;
-use pgark::logical::Existing;
+use pgark::logical::{Existing, drop_old_database, old_databases};
 use pgark::physical::{DataDirectory, KIND, Recovery, Target, span};
 use pgark::postgres::{ConnInfo, Recovered, start_and_recover};
 use pgark::repository::{BackupRecord, BackupSummary, Catalog};
 use pgark::{CancellationToken, Error, ErrorKind, Event, Repository, Restore, Restored, Restorer, Result};
 use serde_json::{Value, json};
 
-use super::confirm::confirm;
+use super::confirm::{ask, confirm};
 use super::safety::Safety;
 use super::{catalog, find, with_settings};
 use crate::args::{Cli, ReadKeys, RestoreArgs, apply_jobs};
 use crate::{progress, render};
 
 pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
+    if args.load.only_drops_old() {
+        return drop_old(cli, args, cancel).await;
+    }
     let mut settings = cli.settings()?;
     args.keys.apply(&mut settings)?;
     apply_jobs(args.jobs, &mut settings)?;
@@ -28,11 +31,7 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
     let mut to_back_up = None;
     let builder = Restore::builder();
     let (builder, record) = if let Some(into) = &args.into {
-        let target = ConnInfo::parse(into)?;
-        let target = match &args.via {
-            Some(via) => target.with_via(via.clone()),
-            None => target,
-        };
+        let target = connection(args, into)?;
         let record = wanted(cli, args, &repository, &catalog).await?;
         let builder = builder.backup(repository, record.clone());
         let (existing, options) = (args.load.existing()?, args.load.options());
@@ -104,6 +103,42 @@ pub(super) async fn run(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToke
         Some(recovered) if !cli.quiet => render::print(&recovered_text(&recovered)),
         _ => Ok(()),
     }
+}
+
+fn connection(args: &RestoreArgs, into: &str) -> Result<ConnInfo> {
+    let target = ConnInfo::parse(into)?;
+    Ok(match &args.via {
+        Some(via) => target.with_via(via.clone()),
+        None => target,
+    })
+}
+
+/// Drops the databases that swaps kept.
+async fn drop_old(cli: &Cli, args: &RestoreArgs, cancel: &CancellationToken) -> Result<()> {
+    if let Some(backup) = &args.backup {
+        let message = format!("--drop-old without --swap restores nothing, and {backup} is given");
+        return Err(Error::new(ErrorKind::Usage, message)
+            .with_hint("add --swap to restore it, or leave it out to drop what earlier swaps kept"));
+    }
+    let target = connection(args, args.into.as_deref().unwrap_or_default())?;
+    let old = old_databases(&target).await?;
+    for database in old.iter().filter(|_| !args.load.yes) {
+        let place = format!("database {} ({})", render::shown(&database.name), render::bytes(database.bytes));
+        ask(&place, "will be dropped", cancel).await?;
+    }
+    for database in &old {
+        drop_old_database(&target, database, args.load.end_sessions()).await?;
+        if !cli.json && !cli.quiet {
+            render::print(&format!("dropped {}\n", render::shown(&database.name)))?;
+        }
+    }
+    if cli.json {
+        return render::print_json(&json!({"dropped": old}));
+    }
+    if old.is_empty() && !cli.quiet {
+        render::print(&format!("no swap has kept a database of {}\n", render::shown(target.database())))?;
+    }
+    Ok(())
 }
 
 /// The backup for a database: `latest` is the newest that has all of it.

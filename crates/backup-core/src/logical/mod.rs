@@ -33,7 +33,9 @@ pub use export::{Export, ExportFormat};
 pub use fingerprint::{Fingerprint, RowHasher};
 pub use import::Import;
 pub(crate) use load::near;
-pub use load::{Existing, Load, LoadOptions, Prospect, TableName};
+pub use load::{
+    Existing, Load, LoadOptions, OldDatabase, Prospect, TableName, drop_old_database, old_databases,
+};
 pub(crate) use look::{RowsLook, RowsRead};
 pub(crate) use prove::ProofLoad;
 pub use server::{ServerDump, ServerLoad, ServerPreview};

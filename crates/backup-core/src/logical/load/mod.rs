@@ -8,6 +8,7 @@ mod definitions;
 mod failure;
 mod fill;
 mod large_objects;
+mod old;
 mod options;
 mod order;
 mod plan;
@@ -29,6 +30,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
+pub use old::{OldDatabase, drop_old_database, old_databases};
 pub(crate) use options::near;
 pub use options::{LoadOptions, TableName};
 pub(super) use preflight::roles_of;

@@ -41,9 +41,25 @@ fn random_name(name: &str, what: &str) -> String {
     with_end(name, &format!("_pgark_{what}_{}", &id[id.len() - 8..]))
 }
 
+const OLD: &str = "_pgark_old_";
+
 /// `NAME_pgark_old_20261121t181500_123z`
 fn old_name(name: &str) -> String {
-    with_end(name, &format!("_pgark_old_{}", Timestamp::now().strftime("%Y%m%dt%H%M%S_%3fz")))
+    with_end(name, &format!("{OLD}{}", Timestamp::now().strftime("%Y%m%dt%H%M%S_%3fz")))
+}
+
+/// Whether a name is what a swap gave to the database `name`.
+pub(super) fn is_old_name(candidate: &str, name: &str) -> bool {
+    const TIME: &[u8] = b"00000000t000000_000z";
+    let is_time = |time: &str| {
+        time.len() == TIME.len()
+            && time
+                .bytes()
+                .zip(TIME)
+                .all(|(c, like)| if *like == b'0' { c.is_ascii_digit() } else { c == *like })
+    };
+    let end = candidate.rfind(OLD).map(|at| &candidate[at..]);
+    end.is_some_and(|end| is_time(&end[OLD.len()..]) && with_end(name, end) == candidate)
 }
 
 fn with_end(name: &str, end: &str) -> String {
@@ -312,6 +328,16 @@ mod tests {
             assert!(name.len() <= NAME_BYTES && name.starts_with("ää") && name.contains("_pgark_"), "{name}");
         }
         assert_ne!(new_name("shop"), new_name("shop"));
+        for name in [&long, "shop", "a_pgark_old_b"] {
+            let old = old_name(name);
+            assert!(
+                is_old_name(&old, name) && !is_old_name(&old, "sho") && !is_old_name(name, name),
+                "{old}"
+            );
+        }
+        for other in ["shop_pgark_old_20261121", "shop_pgark_old_20261121t181500_123z2", "shop"] {
+            assert!(!is_old_name(other, "shop"), "{other}");
+        }
     }
 
     #[test]
