@@ -254,9 +254,12 @@ impl Settings {
                 Some(self.verify_needed(&repository, cluster, &chosen, wanted.stored, cancel).await?);
         }
         if wanted.all {
-            if self.archive(&repository, cluster).await?.is_some()
-                && self.list_sound_wal(&repository, cluster).await?.0.stored_bytes > 0
-            {
+            let archive = match self.archive(&repository, cluster).await {
+                // Whose WAL it is nobody knows then; the identity is among what is found.
+                Err(error) if error.kind() == ErrorKind::Integrity => None,
+                other => other?,
+            };
+            if archive.is_some() && self.list_sound_wal(&repository, cluster).await?.0.stored_bytes > 0 {
                 verified.wal = Some(self.verify_wal(cluster, wanted.stored, cancel).await?);
             }
             let mut others = verify_others(&repository, &places, cluster).await?;
@@ -286,7 +289,10 @@ impl Settings {
         cancel: &CancellationToken,
     ) -> Result<Vec<Report>> {
         if places.is_empty() {
-            return self.verify_one(repository, cluster, backup, options, cancel).await.map(|one| vec![one]);
+            return self
+                .verify_one(repository, repository, cluster, backup, options, cancel)
+                .await
+                .map(|one| vec![one]);
         }
         let (mut reports, mut refused) = (Vec::new(), Vec::new());
         for place in places {
@@ -294,7 +300,7 @@ impl Settings {
                 Err(error) if error.kind() == ErrorKind::BackupNotFound => continue,
                 _ => {}
             }
-            match self.verify_one(place, cluster, backup, options, cancel).await {
+            match self.verify_one(place, repository, cluster, backup, options, cancel).await {
                 Ok(report) => reports.push((place, report)),
                 // With the key of another copy it can be read.
                 Err(error) if error.kind() == ErrorKind::WrongKey => refused.push((place, error)),
@@ -334,23 +340,30 @@ impl Settings {
         Ok(report)
     }
 
+    /// `whole` is the repository of which this may be one copy.
     async fn verify_one(
         &self,
         repository: &Repository,
+        whole: &Repository,
         cluster: &ClusterName,
         backup: &BackupSummary,
         options: &VerifyOptions,
         cancel: &CancellationToken,
     ) -> Result<Report> {
-        let record = match repository.record(cluster, &backup.id).await {
-            Ok(record) => record,
-            // The index knows it, or the list of folders: it was a backup.
+        let (record, damaged) = match repository.record(cluster, &backup.id).await {
+            Ok(record) => (record, None),
+            // The index knows it, or the list of folders: it was a backup. Another copy may have its record.
             Err(e) if matches!(e.kind(), ErrorKind::BackupNotFound | ErrorKind::Integrity) => {
-                return Ok(Report::without_record(cluster, &backup.id, &e));
+                let damaged = Report::without_record(cluster, &backup.id, &e);
+                match whole.record(cluster, &backup.id).await {
+                    Ok(record) => (record, Some(damaged)),
+                    Err(_) => return Ok(damaged),
+                }
             }
             Err(e) => return Err(e),
         };
-        let report = verify(repository, &record, options.clone(), cancel).await?;
+        let mut report = verify(repository, &record, options.clone(), cancel).await?;
+        report.findings.extend(damaged.into_iter().flat_map(|damaged| damaged.findings));
         note_mark(repository, &record, &report, options.observer.as_ref()).await;
         Ok(report)
     }

@@ -605,14 +605,13 @@ async fn forged_increments_are_found() {
     let longer = |b: &mut Vec<u8>| in_window(b, 16, &(1_u64 << 20).to_le_bytes());
     forged(&host, &id, "delta", &longer, &[&path, "its list says"]);
     // What came whole has the server's checksum.
-    let other =
-        |b: &mut Vec<u8>| replace(b, b"Authentication Configuration", b"authentication Configuration");
-    forged(&host, &id, "delta", &other, &["pg_hba.conf has another checksum than the server gave it"]);
+    let other = |b: &mut Vec<u8>| replace(b, b"User Name Maps", b"user Name Maps");
+    forged(&host, &id, "delta", &other, &["pg_ident.conf has another checksum than the server gave it"]);
     let listed = format!("/{path}\0");
     let renamed = format!("/{}x\0", &path[..path.len() - 1]);
     let renamed = |b: &mut Vec<u8>| replace(b, listed.as_bytes(), renamed.as_bytes());
-    let words = [&format!("{path} is not in the increment's list"), "the server sent it"];
-    forged(&host, &id, "list", &renamed, &words.map(|w: &str| w));
+    let words = format!("{path} is not in the increment's list");
+    forged(&host, &id, "list", &renamed, &[&words]);
     let whole = format!("b 600 {}", one("SELECT pg_relation_size('t') || ' base/'").await);
     let as_whole = |b: &mut Vec<u8>| {
         let entry = format!("{whole}{path}\0");
@@ -673,7 +672,10 @@ async fn forged_increments_of_the_server_are_found() {
         made["backup"]["id"].as_str().unwrap().to_owned()
     };
     backup(&["--physical"]);
-    all(&["UPDATE t SET x = 'sherlock ' || n WHERE n BETWEEN 770 AND 780", "CHECKPOINT"]).await;
+    // What was made since its parent comes whole.
+    all(&["CHECKPOINT"]).await;
+    backup(&["--incremental", "--server-summaries"]);
+    all(&["UPDATE t SET x = 'sherlock ' || n WHERE n % 1000 = 777", "CHECKPOINT"]).await;
     let id = backup(&["--incremental", "--server-summaries"]);
     let shown = host.json(&["show", &id]);
     assert!(shown["backup"]["parts"].to_string().contains("\"incremental\""), "{shown:#}");
@@ -701,9 +703,14 @@ async fn forged_increments_of_the_server_are_found() {
     head(8, &[0xff, 0xff, 0xff, 0x7f], &["longer than a segment"]);
     head(12, &[0xff, 0xff, 0xff, 0x7f], &["not in order"]);
     // What came whole, and where nothing but the manifest tells: zeros behind the numbers.
-    let other =
-        |b: &mut Vec<u8>| replace(b, b"Authentication Configuration", b"authentication Configuration");
-    forged(&host, &id, "incremental", &other, &["pg_hba.conf has another checksum than the server gave it"]);
+    let other = |b: &mut Vec<u8>| replace(b, b"User Name Maps", b"user Name Maps");
+    forged(
+        &host,
+        &id,
+        "incremental",
+        &other,
+        &["pg_ident.conf has another checksum than the server gave it"],
+    );
     forged(&host, &id, "incremental", &|b| in_head(b, 8000, b"x"), &[&other_sum]);
 }
 
@@ -711,6 +718,19 @@ async fn forged_increments_of_the_server_are_found() {
 fn push(host: &Pgark, config: &str, path: &Path) {
     let pushed = host.run(&["--config", config, "wal", "push", path.to_str().unwrap(), "--ahead", "0"]);
     assert!(pushed.status.success(), "{}", said(&pushed));
+}
+
+/// Stores a history as `wal push` does, and nothing of its timeline.
+fn store_history(cluster: &Path, timeline: u32) {
+    let text = format!("1\t0/100000{timeline}\tno reason\n");
+    let is_system = |path: &PathBuf| {
+        path.file_name().unwrap().to_str().unwrap().starts_with(|c: char| c.is_ascii_digit())
+    };
+    let systems = std::fs::read_dir(cluster.join("wal")).unwrap().flatten().map(|entry| entry.path());
+    let folder = systems.into_iter().find(is_system).unwrap().join("history");
+    std::fs::create_dir_all(&folder).unwrap();
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    std::fs::write(folder.join(format!("{timeline:08X}-{}.history", &digest[..32])), text).unwrap();
 }
 
 /// Ends a segment; its path.
@@ -756,12 +776,10 @@ async fn every_object_beside_the_backups() {
     ok(&["init", "--repo", &host.place("second")]);
     let segment = full_segment(&server).await;
     push(&host, &config, &segment);
-    for timeline in [2, 3] {
-        let history =
-            host.write(&format!("0000000{timeline}.history"), &format!("1\t0/100000{timeline}\tno reason\n"));
-        push(&host, &config, Path::new(&history));
-    }
     let cluster = host.path("repo/clusters/main");
+    for timeline in [2, 3] {
+        store_history(&cluster, timeline);
+    }
     // An identity that was, and records of drills.
     let identity = json!({"format": 1, "system_identifier": "7", "server_version": "14.1", "since": "2026-01-01T00:00:00Z"});
     let before = cluster.join("identity/01KDVE4Q000000000000000000.json");
