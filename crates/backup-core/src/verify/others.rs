@@ -104,12 +104,14 @@ pub async fn unusable_copies(repository: &Repository) -> Result<(Vec<Finding>, V
     let (mut damaged, mut away) = (Vec::new(), Vec::new());
     for copy in repository.store().copies() {
         let location = copy.location().to_owned();
+        // The place alone is asked, since it is not used as long as its marker is wrong.
+        let copy = copy.alone().unwrap_or(copy);
         let Err(error) = Repository::open(Arc::clone(&copy)).await else { continue };
+        let missing = error.kind() == ErrorKind::NotARepository;
         let is_used = async {
             let root = list_sorted(&*copy, "", None).await;
             root.is_ok_and(|root| root.iter().any(|entry| entry.name() == layout::CLUSTERS))
         };
-        let missing = error.kind() == ErrorKind::NotARepository;
         if error.kind() == ErrorKind::Integrity || (missing && is_used.await) {
             let why = format!("{error}: nothing is read from this copy, or written to it");
             let finding = Finding::of_object(layout::REPOSITORY, missing, why);
