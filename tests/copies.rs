@@ -330,7 +330,7 @@ async fn damage_is_repaired_from_another_copy() {
         damaged.extend(report.findings.into_iter().map(|found| (format!("copy {at}"), found.key.unwrap())));
     }
     assert_eq!(damaged.len(), 4, "{damaged:?}");
-    let repairs = repair(&places.repository().await, &main_cluster(), &damaged).await.unwrap();
+    let repairs = repair(&places.repository().await, &main_cluster(), &damaged, None).await.unwrap();
     assert_eq!((repairs.repaired.len(), repairs.problems.len()), (2, 2), "{repairs:?}");
     assert!(
         repairs.problems.iter().all(|p| p.what == *both && p.why.contains("no other copy")),
@@ -338,7 +338,7 @@ async fn damage_is_repaired_from_another_copy() {
     );
     // What is damaged in both stays as it is.
     assert!(places.mortals[1].memory.keys().contains(both));
-    let again = repair(&places.repository().await, &main_cluster(), &damaged).await.unwrap();
+    let again = repair(&places.repository().await, &main_cluster(), &damaged, None).await.unwrap();
     assert!(again.repaired.is_empty(), "{again:?}");
 }
 

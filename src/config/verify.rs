@@ -1,26 +1,22 @@
 //! Verification of a cluster's backups as frontends ask for it.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
 use backup_core::copies::{Repairs, repair};
 use backup_core::physical::span;
-use backup_core::repository::{BackupId, BackupSummary, Catalog, ClusterName, Marks};
-use backup_core::state::HostState;
-use backup_core::verify::{Finding, Report, Sample, VerifyOptions, mark, verify, verify_cluster};
+use backup_core::repository::{BackupId, BackupRecord, BackupSummary, Catalog, ClusterName, Marks};
+use backup_core::verify::{
+    Finding, Report, Sample, VerifyOptions, mark, unopened, unusable_copies, verify, verify_audit_log,
+    verify_cluster,
+};
 use backup_core::wal::WalReport;
 use backup_core::{CancellationToken, Encryptor, Error, ErrorKind, Event, Observer, Repository, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::resuming::Resuming;
 use super::{Settings, WalVerified};
-
-/// Where the state has what an interrupted verification has done.
-const STATE: &str = "verified";
-/// What its first line is.
-const STORED: &str = "stored";
-const RAW: &str = "raw";
 
 /// What is verified, and how.
 #[derive(Debug, Clone, Default)]
@@ -107,47 +103,81 @@ pub struct SampleOf {
 }
 
 impl Verified {
+    /// What was read of WAL.
+    fn of_wal(&self) -> impl Iterator<Item = &WalReport> {
+        self.needed_wal.iter().chain(self.wal.as_ref().map(|wal| &wal.report))
+    }
+
+    /// Everything that is wrong.
+    fn wrong(&self) -> Vec<Wrong<'_>> {
+        let of_backup = |report: &Report, finding| Wrong { copy: report.copy.clone(), ..Wrong::of(finding) };
+        let of_backups =
+            self.backups.iter().flat_map(|report| report.findings.iter().map(|f| of_backup(report, f)));
+        let others = self.others.iter().flat_map(|others| others.findings.iter().map(Wrong::of));
+        let of_wal = self.of_wal().flat_map(|report| &report.findings).map(|finding| Wrong {
+            copy: finding.copy.clone(),
+            key: Some(&finding.object),
+            missing: finding.missing,
+            parent: None,
+        });
+        of_backups.chain(others).chain(of_wal).collect()
+    }
+
     fn count(&mut self) {
         let number = |n: usize| n as u64;
+        let wrong = self.wrong();
+        let missing = number(wrong.iter().filter(|wrong| wrong.missing).count());
+        let (damaged, good) = (number(wrong.len()) - missing, wrong.iter().all(|one| self.is_repaired(one)));
+        (self.missing, self.damaged) = (missing, damaged);
         self.checked = number(self.backups.len());
         self.valid = number(self.backups.iter().filter(|report| report.is_good()).count());
         self.invalid = self.checked - self.valid;
-        let others = self.others.iter().flat_map(|others| &others.findings);
-        let findings: Vec<&Finding> =
-            self.backups.iter().flat_map(|report| &report.findings).chain(others).collect();
-        let of_wal = [self.needed_wal.as_ref(), self.wal.as_ref().map(|wal| &wal.report)];
-        let of_wal: Vec<&WalReport> = of_wal.into_iter().flatten().collect();
-        self.missing = number(findings.iter().filter(|finding| finding.missing).count());
-        self.damaged = number(findings.len()) - self.missing
-            + of_wal.iter().map(|report| number(report.findings.len())).sum::<u64>();
         self.stored_bytes = self.backups.iter().map(|report| report.stored_bytes).sum::<u64>()
-            + of_wal.iter().map(|report| report.stored_bytes).sum::<u64>();
-        let repaired = self.repairs.as_ref().is_some_and(|repairs| {
-            let done = |finding: &&Finding| {
-                finding.key.as_ref().is_some_and(|key| repairs.repaired.iter().any(|one| one.object == *key))
-            };
-            repairs.problems.is_empty()
-                && findings.iter().all(done)
-                && self.damaged + self.missing == number(findings.len())
-        });
-        self.good =
-            (self.damaged + self.missing == 0 || repaired) && self.wal.as_ref().is_none_or(|wal| wal.good);
+            + self.of_wal().map(|report| report.stored_bytes).sum::<u64>();
+        // Gaps and conflicts are nothing that another copy could mend.
+        self.good = good && self.wal.as_ref().is_none_or(|wal| wal.archive.is_good());
     }
 
-    /// The objects of backups to be replaced, by copy and key.
+    /// Whether something was put right meanwhile.
+    fn is_repaired(&self, wrong: &Wrong<'_>) -> bool {
+        let Some(repairs) = &self.repairs else { return false };
+        let in_copy = |copy: &str| wrong.copy.as_deref().is_none_or(|of| of == copy);
+        if wrong.key.is_some_and(|key| repairs.repaired.iter().any(|r| r.object == key && in_copy(&r.copy))) {
+            return true;
+        }
+        // What a backup says of its parent is what the parent says of itself, where that was read as well.
+        let parent = wrong.parent.and_then(|parent| {
+            self.backups.iter().find(|report| report.id == *parent && report.copy == wrong.copy)
+        });
+        parent.is_some_and(|report| {
+            let of_it = |finding| Wrong { copy: report.copy.clone(), ..Wrong::of(finding) };
+            report.findings.iter().filter(|f| f.parent.is_none()).map(of_it).all(|one| self.is_repaired(&one))
+        })
+    }
+
+    /// The objects to be replaced, by copy and key.
     fn to_repair(&self) -> Vec<(String, String)> {
-        let of_one = |report: &Report| {
-            let copy = report.copy.clone().unwrap_or_default();
-            report
-                .findings
-                .iter()
-                .filter_map(move |f| Some((copy.clone(), f.key.clone()?)))
-                .collect::<Vec<_>>()
-        };
-        let mut all: Vec<(String, String)> = self.backups.iter().flat_map(of_one).collect();
+        let named = |wrong: Wrong<'_>| Some((wrong.copy?, wrong.key?.to_owned()));
+        let mut all: Vec<(String, String)> = self.wrong().into_iter().filter_map(named).collect();
         all.sort();
         all.dedup();
         all
+    }
+}
+
+/// Something that is wrong.
+struct Wrong<'a> {
+    /// In which of several copies.
+    copy: Option<String>,
+    key: Option<&'a str>,
+    missing: bool,
+    parent: Option<&'a BackupId>,
+}
+
+impl<'a> Wrong<'a> {
+    fn of(finding: &'a Finding) -> Self {
+        let Finding { key, missing, parent, copy, .. } = finding;
+        Self { copy: copy.clone(), key: key.as_deref(), missing: *missing, parent: parent.as_ref() }
     }
 }
 
@@ -167,6 +197,11 @@ impl Settings {
         let repository = self.open_repository().await?;
         let catalog = Catalog::load(&repository, cluster).await?;
         let places = repository.copies().await?;
+        let (damaged_copies, away) = unusable_copies(&repository).await?;
+        for (away, observer) in away.iter().zip(observer.iter().cycle()) {
+            let message = format!("{away}: nothing of it was verified");
+            observer.event(&Event::Warning { message });
+        }
         let chosen = choose(&repository, &catalog, wanted).await?;
         let mut resuming = Resuming::begin(self, &repository, cluster, wanted);
         let mut verified = Verified {
@@ -216,22 +251,27 @@ impl Settings {
         }
         if wanted.wal && !wanted.all {
             verified.needed_wal =
-                Some(self.verify_needed(&repository, cluster, &chosen, wanted, cancel).await?);
+                Some(self.verify_needed(&repository, cluster, &chosen, wanted.stored, cancel).await?);
         }
         if wanted.all {
-            if self.archive(&repository, cluster).await?.is_some()
-                && self.list_wal(cluster).await?.stored_bytes > 0
-            {
+            let archive = match self.archive(&repository, cluster).await {
+                // Whose WAL it is nobody knows then; the identity is among what is found.
+                Err(error) if error.kind() == ErrorKind::Integrity => None,
+                other => other?,
+            };
+            if archive.is_some() && self.list_sound_wal(&repository, cluster).await?.0.stored_bytes > 0 {
                 verified.wal = Some(self.verify_wal(cluster, wanted.stored, cancel).await?);
             }
-            let (objects, findings) = verify_cluster(&repository, cluster).await?;
-            verified.others = Some(OthersVerified { objects, findings });
+            let mut others = verify_others(&repository, &places, cluster).await?;
+            others.findings.extend(damaged_copies);
+            verified.others = Some(others);
         }
         resuming.end();
         verified.count();
         if wanted.repair {
             let damaged = verified.to_repair();
-            verified.repairs = Some(repair(&repository, cluster, &damaged).await?);
+            let opener = self.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
+            verified.repairs = Some(repair(&repository, cluster, &damaged, opener.as_ref()).await?);
             verified.count();
         }
         verified.seconds = begun.elapsed().as_secs_f64();
@@ -249,69 +289,122 @@ impl Settings {
         cancel: &CancellationToken,
     ) -> Result<Vec<Report>> {
         if places.is_empty() {
-            return self.verify_one(repository, cluster, backup, options, cancel).await.map(|one| vec![one]);
+            return self
+                .verify_one(repository, repository, cluster, backup, options, cancel)
+                .await
+                .map(|one| vec![one]);
         }
-        let mut reports = Vec::new();
+        let (mut reports, mut refused) = (Vec::new(), Vec::new());
         for place in places {
             match place.record(cluster, &backup.id).await {
                 Err(error) if error.kind() == ErrorKind::BackupNotFound => continue,
                 _ => {}
             }
-            let mut report = self.verify_one(place, cluster, backup, options, cancel).await?;
-            report.copy = Some(place.store().location().to_owned());
-            reports.push(report);
+            match self.verify_one(place, repository, cluster, backup, options, cancel).await {
+                Ok(report) => reports.push((place, report)),
+                // With the key of another copy it can be read.
+                Err(error) if error.kind() == ErrorKind::WrongKey => refused.push((place, error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(reports)
+        for (place, error) in refused {
+            if reports.is_empty() {
+                return Err(error);
+            }
+            reports
+                .push((place, self.verify_unopened(place, cluster, backup, options, error, cancel).await?));
+        }
+        let of_copy = |(place, mut report): (&Repository, Report)| {
+            report.copy = Some(place.store().location().to_owned());
+            report
+        };
+        Ok(reports.into_iter().map(of_copy).collect())
     }
 
+    /// Verifies the stored bytes of a backup whose key opens in another copy, and not in this one.
+    async fn verify_unopened(
+        &self,
+        place: &Repository,
+        cluster: &ClusterName,
+        backup: &BackupSummary,
+        options: &VerifyOptions,
+        error: Error,
+        cancel: &CancellationToken,
+    ) -> Result<Report> {
+        let mut options = options.clone();
+        options.stored_only = true;
+        let record = place.record(cluster, &backup.id).await?;
+        let mut report = verify(place, &record, options.clone(), cancel).await?;
+        report.findings.push(unopened(place, &record, &error).await?);
+        note_mark(place, &record, &report, options.observer.as_ref()).await;
+        Ok(report)
+    }
+
+    /// `whole` is the repository of which this may be one copy.
     async fn verify_one(
         &self,
         repository: &Repository,
+        whole: &Repository,
         cluster: &ClusterName,
         backup: &BackupSummary,
         options: &VerifyOptions,
         cancel: &CancellationToken,
     ) -> Result<Report> {
-        let record = match repository.record(cluster, &backup.id).await {
-            Ok(record) => record,
-            // The index knows it, or the list of folders: it was a backup.
+        let (record, damaged) = match repository.record(cluster, &backup.id).await {
+            Ok(record) => (record, None),
+            // The index knows it, or the list of folders: it was a backup. Another copy may have its record.
             Err(e) if matches!(e.kind(), ErrorKind::BackupNotFound | ErrorKind::Integrity) => {
-                return Ok(Report::without_record(cluster, &backup.id, &e));
+                let damaged = Report::without_record(cluster, &backup.id, &e);
+                match whole.record(cluster, &backup.id).await {
+                    Ok(record) => (record, Some(damaged)),
+                    Err(_) => return Ok(damaged),
+                }
             }
             Err(e) => return Err(e),
         };
-        let report = verify(repository, &record, options.clone(), cancel).await?;
-        // Credentials that only read are no reason to fail.
-        if let (Err(error), Some(observer)) = (mark(repository, &record, &report).await, &options.observer) {
-            let message = format!("{} was not marked as verified: {error}", record.id);
-            observer.event(&Event::Warning { message });
-        }
+        let mut report = verify(repository, &record, options.clone(), cancel).await?;
+        report.findings.extend(damaged.into_iter().flat_map(|damaged| damaged.findings));
+        note_mark(repository, &record, &report, options.observer.as_ref()).await;
         Ok(report)
     }
+}
 
-    /// Reads the segments that backups need and do not have.
-    async fn verify_needed(
-        &self,
-        repository: &Repository,
-        cluster: &ClusterName,
-        backups: &[BackupSummary],
-        wanted: &VerifyWanted,
-        cancel: &CancellationToken,
-    ) -> Result<WalReport> {
-        let mut report = WalReport::default();
-        for span in backups.iter().filter_map(span).filter(|span| !span.wal.brings_wal) {
-            let archive = self.archive_of(repository, cluster, span.system)?;
-            let segments: Vec<_> = span.wal.segments().collect();
-            let jobs = self.jobs.unwrap_or(2);
-            let mut found = archive.verify_segments(&segments, wanted.stored, jobs, cancel).await?;
-            report.objects += found.objects;
-            report.stored_bytes += found.stored_bytes;
-            report.raw_bytes += found.raw_bytes;
-            report.opened |= found.opened;
-            report.findings.append(&mut found.findings);
-        }
-        Ok(report)
+/// Marks a backup as good or damaged. Credentials that only read are no reason to fail.
+async fn note_mark(
+    repository: &Repository,
+    record: &BackupRecord,
+    report: &Report,
+    observer: Option<&Arc<dyn Observer>>,
+) {
+    if let (Err(error), Some(observer)) = (mark(repository, record, report).await, observer) {
+        let message = format!("{} was not marked as verified: {error}", record.id);
+        observer.event(&Event::Warning { message });
     }
+}
+
+/// Verifies what is of no one backup, in each copy: a copy by itself is all that is left when the others are gone.
+async fn verify_others(
+    repository: &Repository,
+    places: &[Repository],
+    cluster: &ClusterName,
+) -> Result<OthersVerified> {
+    let (mut objects, mut findings) = (0, Vec::new());
+    if places.is_empty() {
+        (objects, findings) = verify_cluster(repository, cluster).await?;
+    }
+    for place in places {
+        let (read, found) = verify_cluster(place, cluster).await?;
+        objects += read;
+        let copy = place.store().location();
+        findings.extend(found.into_iter().map(|mut finding| {
+            finding.copy = Some(copy.to_owned());
+            finding
+        }));
+    }
+    // A copy that lacks an entry gets it with a sync; the log is that of all of them.
+    let of_log = verify_audit_log(repository, cluster, &findings).await?;
+    findings.extend(of_log);
+    Ok(OthersVerified { objects, findings })
 }
 
 /// The backups that are verified, oldest first.
@@ -337,57 +430,4 @@ async fn choose(
         wanted.unverified_since.is_none_or(|since| last.is_none_or(|last| last < since))
     };
     Ok(catalog.staying().filter(made_since).filter(unverified).cloned().collect())
-}
-
-/// Keeps on this host what was done, so that it need not be done again: how deep, and the backups that were good, a line
-/// each. That it cannot be kept is no failure.
-struct Resuming {
-    state: Option<HostState>,
-    before: Vec<BackupId>,
-    text: String,
-}
-
-impl Resuming {
-    fn begin(
-        settings: &Settings,
-        repository: &Repository,
-        cluster: &ClusterName,
-        wanted: &VerifyWanted,
-    ) -> Self {
-        // A sample is another one each time.
-        let state = settings.host_state(repository, cluster).ok().filter(|_| wanted.sample.is_none());
-        let read = state.as_ref().filter(|_| wanted.resume).and_then(|state| state.read(STATE).ok()?);
-        let text = String::from_utf8(read.unwrap_or_default()).unwrap_or_default();
-        let mut lines = text.lines();
-        // What was read deeper was read.
-        let before = match lines.next() {
-            Some(depth) if depth == RAW || wanted.stored => {
-                lines.filter_map(|line| line.parse().ok()).collect()
-            }
-            _ => Vec::new(),
-        };
-        let depth = if wanted.stored { STORED } else { RAW };
-        let text = before.iter().fold(format!("{depth}\n"), |text, id| format!("{text}{id}\n"));
-        Self { state, before, text }
-    }
-
-    fn has(&self, id: &BackupId) -> bool {
-        self.before.contains(id)
-    }
-
-    fn note(&mut self, id: &BackupId) {
-        let _ = writeln!(self.text, "{id}");
-        if let Some(state) = &self.state
-            && state.write(STATE, self.text.as_bytes()).is_err()
-        {
-            self.state = None;
-        }
-    }
-
-    fn end(self) {
-        if let Some(state) = self.state {
-            // One that stays is overwritten by the next verification, unless that resumes.
-            let _ = state.remove(STATE);
-        }
-    }
 }

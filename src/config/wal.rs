@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use backup_core::physical::{Archived, Plan, Recovery, Target, span};
 use backup_core::repository::{BackupSummary, Catalog, ClusterName};
-use backup_core::wal::{Archive, Destination, Inventory, Reach, Run, WalReport};
-use backup_core::{CancellationToken, Encryptor, Error, ErrorKind, Repository, Result};
+use backup_core::wal::{Archive, Destination, Inventory, Reach, Run};
+use backup_core::{Encryptor, Error, ErrorKind, Repository, Result};
 use serde::Serialize;
 
 use super::Settings;
@@ -51,18 +51,6 @@ pub struct WalListing {
     pub windows: Vec<Window>,
 }
 
-/// The answer to `wal verify`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct WalVerified {
-    /// Whether all is there, and undamaged.
-    pub good: bool,
-    /// What was read.
-    pub report: WalReport,
-    /// What the archive has.
-    pub archive: WalListing,
-}
-
 impl WalListing {
     /// Whether no backup meets a gap, and nothing is in conflict.
     pub fn is_good(&self) -> bool {
@@ -96,7 +84,18 @@ impl Settings {
 
     /// Lists the archive of a cluster.
     pub async fn list_wal(&self, cluster: &ClusterName) -> Result<WalListing> {
-        let repository = self.open_repository().await?;
+        match self.list_sound_wal(&self.open_repository().await?, cluster).await? {
+            (_, Some(error)) => Err(error),
+            (listing, None) => Ok(listing),
+        }
+    }
+
+    /// The same without histories that are damaged; and what is wrong with one of these.
+    pub(super) async fn list_sound_wal(
+        &self,
+        repository: &Repository,
+        cluster: &ClusterName,
+    ) -> Result<(WalListing, Option<Error>)> {
         let mut listing = WalListing {
             cluster: cluster.clone(),
             system_identifier: None,
@@ -105,8 +104,8 @@ impl Settings {
             conflicts: Vec::new(),
             windows: Vec::new(),
         };
-        let Some(archive) = self.archive(&repository, cluster).await? else { return Ok(listing) };
-        let inventory = Inventory::load(&archive).await?;
+        let Some(archive) = self.archive(repository, cluster).await? else { return Ok((listing, None)) };
+        let (inventory, damaged) = Inventory::load_sound(&archive).await?;
         listing.system_identifier = Some(archive.system().to_string());
         listing.stored_bytes = inventory.stored_bytes;
         let timelines = inventory.timelines();
@@ -120,7 +119,7 @@ impl Settings {
             .collect();
         let conflicts = inventory.segments.iter().filter(|(_, segment)| segment.conflict);
         listing.conflicts = conflicts.map(|(name, _)| name.to_string()).collect();
-        let catalog = Catalog::load(&repository, cluster).await?;
+        let catalog = Catalog::load(repository, cluster).await?;
         for backup in catalog.staying() {
             let Some(span) = span(backup).filter(|span| span.system == archive.system()) else { continue };
             for timeline in inventory.leaves(span.wal) {
@@ -134,7 +133,7 @@ impl Settings {
                 listing.windows.push(Window { backup: backup.id.to_string(), reach });
             }
         }
-        Ok(listing)
+        Ok((listing, damaged))
     }
 
     /// Chooses the backup to restore for a target among those given, oldest first, and looks whether the WAL leads
@@ -160,25 +159,5 @@ impl Settings {
         };
         let archived = Archived { inventory: &inventory, points: &points };
         Plan::make(backups, Some(&archived), recovery).map(|plan| (plan, true))
-    }
-
-    /// Reads the archive of a cluster through.
-    pub async fn verify_wal(
-        &self,
-        cluster: &ClusterName,
-        stored_only: bool,
-        cancel: &CancellationToken,
-    ) -> Result<WalVerified> {
-        let archive = self.list_wal(cluster).await?;
-        let repository = self.open_repository().await?;
-        let report = match self.archive(&repository, cluster).await? {
-            Some(archive) => archive.verify(stored_only, self.jobs.unwrap_or(2), cancel).await?,
-            None => {
-                return Err(Error::new(ErrorKind::BackupNotFound, format!("there is no WAL of {cluster}"))
-                    .with_hint("archive_command = 'pgark wal push %p' sends it"));
-            }
-        };
-        let good = archive.is_good() && report.findings.is_empty();
-        Ok(WalVerified { good, report, archive })
     }
 }

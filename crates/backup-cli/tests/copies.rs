@@ -187,6 +187,115 @@ async fn a_database_comes_back_from_each_copy() {
     assert_eq!(fingerprint(&source).await, fingerprint(&connect(&into).await).await);
 }
 
+/// Whatever a copy has damaged of backups, of WAL and beside them comes back from another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_copies_share_is_repaired() {
+    let server = server();
+    sql(&server, "postgres", &sample(50)).await;
+    let pgark = Pgark::new();
+    let (_, recipient) = pgark.key("key.txt");
+    let config = format!(
+        "[repository]\nurl = \"a\"\n[copy.second]\nurl = \"b\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n"
+    );
+    let config = pgark.write("pgark.toml", &config);
+    let run = |args: &[&str]| pgark.run(&[&["--config", &config], args].concat());
+    let ok = |args: &[&str]| {
+        let output = run(args);
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+        output
+    };
+    let db = server.url("postgres");
+    ok(&["backup", "--db", &db]);
+    ok(&["pin", "latest"]);
+    ok(&["backup", "--db", &db]);
+    for _ in 0..3 {
+        let name = full_segment(&server).await;
+        let path = server.data().join("pg_wal").join(name).display().to_string();
+        ok(&["wal", "push", &path, "--ahead", "0"]);
+    }
+    let piece =
+        pgark.files("a").into_iter().find(|name| name.contains("/wal/") && name.contains(".zst")).unwrap();
+    let system = piece.split('/').nth(3).unwrap();
+    let text = "1\t0/1000002\tno reason\n";
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    for place in ["a", "b"] {
+        let name = format!("{place}/clusters/main/wal/{system}/history/00000002-{}.history", &digest[..32]);
+        pgark.write(&name, text);
+    }
+    ok(&["verify", "--all"]);
+    let files = |place: &str| -> Vec<String> {
+        let of_copy = |name: &String| !name.contains("/marks/") || name.ends_with(".pin.json");
+        pgark.files(place).into_iter().filter(of_copy).collect()
+    };
+    let shared = files("a");
+    let some = |has: &[&str]| -> Vec<String> {
+        let of_it = |name: &&String| has.iter().all(|part| name.contains(part));
+        shared.iter().filter(of_it).cloned().collect()
+    };
+    let pieces = some(&["/wal/", "/0000000100000000/", ".zst.age"]);
+    assert_eq!(pieces.len(), 3, "{shared:?}");
+    let one = |has: &[&str]| some(has).first().unwrap_or_else(|| panic!("{has:?} in {shared:?}")).clone();
+    let index = one(&["/index/"]);
+    let in_a = [
+        pieces[0].clone(),
+        one(&[".history"]),
+        one(&["/wal/keys/"]),
+        one(&["/started.json"]),
+        "clusters/main/audit/0000000/0000000002.json".to_owned(),
+        one(&["/key.age"]),
+        one(&["/parts/"]),
+        one(&["/marks/"]),
+        index.clone(),
+    ];
+    let in_b = [pieces[1].clone(), one(&["/identity/"]), one(&["/backup.json"]), one(&["contents.json"])];
+    let mut dice = Dice::new();
+    for (place, keys) in [("a", &in_a[..]), ("b", &in_b)] {
+        for key in keys {
+            let path = pgark.path(&format!("{place}/{key}"));
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = dice.below(bytes.len());
+            if key.contains("/started.json") || key.contains("/identity/") {
+                bytes.truncate(at / 2);
+            } else {
+                bytes[at] ^= 1 << dice.below(8);
+            }
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    // The key of a backup is gone in one copy; a segment as well, which is none of a verification's business.
+    let key = some(&["/key.age"])[1].clone();
+    std::fs::remove_file(pgark.path(&format!("b/{key}"))).unwrap();
+    std::fs::remove_file(pgark.path(&format!("b/{}", pieces[2]))).unwrap();
+
+    let found = run(&["verify", "--all"]);
+    assert_eq!(found.status.code(), Some(50), "{}", said(&found));
+    for name in in_a.iter().chain(&in_b).chain([&key]).filter(|name| !name.contains("/parts/")) {
+        assert!(said(&found).contains(name.as_str()), "{name} is not told: {}", said(&found));
+    }
+    assert!(!said(&found).contains(&pieces[2]), "{}", said(&found));
+    let repaired = ok(&["--json", "verify", "--all", "--repair"]);
+    let repaired: serde_json::Value = serde_json::from_slice(&repaired.stdout).unwrap();
+    assert_eq!((&repaired["good"], &repaired["repairs"]["problems"]), (&true.into(), &serde_json::json!([])));
+    for (place, other, keys) in
+        [("a", "b", &in_a[..]), ("b", "a", &in_b), ("b", "a", std::slice::from_ref(&key))]
+    {
+        for key in keys.iter().filter(|key| **key != index) {
+            let read = |place: &str| std::fs::read(pgark.path(&format!("{place}/{key}"))).unwrap();
+            assert!(read(place) == read(other), "{key} in {place}");
+        }
+    }
+    assert!(!pgark.path(&format!("a/{index}")).exists(), "an index is written anew");
+    ok(&["verify", "--all"]);
+    ok(&["list"]);
+    // Nobody but a person can tell of which repository a place without its marker is.
+    std::fs::write(pgark.path("b/pgark.json"), b"{").unwrap();
+    let found = run(&["verify", "--all", "--repair"]);
+    assert_eq!(found.status.code(), Some(50), "{}", said(&found));
+    for word in ["pgark.json in", "NOT REPAIRED"] {
+        assert!(said(&found).contains(word), "{word}: {}", said(&found));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_they_go_on() {
     let server = server();

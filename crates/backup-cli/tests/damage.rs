@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cli;
+mod forge;
 mod host;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
@@ -10,12 +11,17 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use cli::Pgark;
+use forge::{forge, replace, with_own_digest};
 use host::{Host, Receiving, archived, caught_up, said, until};
-use pgark::ErrorKind;
-use pgark::postgres::TempServerOptions;
-use serde_json::Value;
+use pgark::config::{Settings, VerifyWanted};
+use pgark::postgres::{TempServer, TempServerOptions};
+use pgark::repository::{Catalog, ClusterName};
+use pgark::{CancellationToken, ErrorKind};
+use serde_json::{Value, json};
+use support::containers::with_summaries;
 use support::dice::Dice;
-use support::{server_with, sql};
+use support::physical::server_with_checksums;
+use support::{left_out, server_with, sql};
 
 /// What happens to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +58,8 @@ impl Harmed {
         let at = dice.below(bytes.len());
         match harm {
             Harm::Bit => bytes[at] ^= 1 << dice.below(8),
-            Harm::Cut => bytes.truncate(at),
+            // The end of a record's last line says nothing.
+            Harm::Cut => bytes.truncate(at.min(whole.len().saturating_sub(2))),
             Harm::Swapped => bytes = std::fs::read(other).unwrap(),
             Harm::Empty => bytes.clear(),
             Harm::Lost => {}
@@ -501,4 +508,393 @@ async fn what_is_verified() {
     let verified = host.run(&["verify"]);
     assert!(verified.status.success(), "{}", said(&verified));
     assert!(said(&verified).contains("was not marked"), "{}", said(&verified));
+}
+
+/// The folder of a backup as it was, put back when this is dropped.
+struct Kept {
+    folder: PathBuf,
+    kept: tempfile::TempDir,
+}
+
+impl Kept {
+    fn of(host: &Pgark, id: &str) -> Self {
+        let kept = Self {
+            folder: host.path("repo/clusters/main/backups").join(id),
+            kept: tempfile::tempdir().unwrap(),
+        };
+        kept.copy(&kept.folder, &kept.kept.path().join("backup"));
+        kept
+    }
+
+    fn copy(&self, from: &Path, to: &Path) {
+        let _ = self;
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.folder).unwrap();
+        self.copy(&self.kept.path().join("backup"), &self.folder);
+    }
+}
+
+/// Changes what a part of an increment holds, with all digests; a verification says these words.
+fn forged(host: &Pgark, id: &str, kind: &str, change: &dyn Fn(&mut Vec<u8>), words: &[&str]) {
+    let _kept = Kept::of(host, id);
+    forge(host, id, kind, change);
+    let verified = host.run(&["verify", id]);
+    assert_eq!(verified.status.code(), Some(50), "{words:?}: {}", said(&verified));
+    for words in words {
+        assert!(said(&verified).contains(words), "{words}: {}", said(&verified));
+    }
+}
+
+/// Changes bytes at a distance behind others, where those are.
+fn at(bytes: &mut [u8], after: &[u8], distance: usize, to: &[u8]) {
+    if let Some(found) = bytes.windows(after.len()).position(|window| window == after) {
+        bytes[found + distance..found + distance + to.len()].copy_from_slice(to);
+    }
+}
+
+/// Where the windows of a file begin in an archive: behind the header of their member.
+fn member(bytes: &[u8], name: &str) -> Option<usize> {
+    let is_it = |header: &[u8]| {
+        header.starts_with(name.as_bytes()) && header[name.len()] == 0 && &header[257..262] == b"ustar"
+    };
+    bytes.chunks(512).position(is_it).map(|n| (n + 1) * 512)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_increments_are_found() {
+    let server = server_with_checksums();
+    let table = "CREATE TABLE t AS SELECT n, 'needle ' || n AS x FROM generate_series(1, 5000) n";
+    sql(&server, "postgres", table).await;
+    let host = Pgark::new().with("PGARK_REPO", "repo");
+    let db = server.url("postgres");
+    let backup = |how: &str| {
+        let made = host.json(&["backup", "--db", &db, "--compress", "none", how]);
+        made["backup"]["id"].as_str().unwrap().to_owned()
+    };
+    let full = backup("--physical");
+    sql(&server, "postgres", "UPDATE t SET x = 'sherlock ' || n WHERE n % 10 = 7").await;
+    sql(&server, "postgres", "CHECKPOINT").await;
+    let id = backup("--incremental");
+    let one = async |query: &str| sql(&server, "postgres", query).await[0][0].clone().unwrap();
+    let path = one("SELECT pg_relation_filepath('t')").await;
+    let page = one("SELECT (ctid::text::point)[0]::int FROM t WHERE n = 777").await;
+    assert_eq!(host.json(&["verify", "--all"])["good"], true);
+
+    let page_is_wrong = format!("{path}: page {page} does not have its checksum");
+    forged(&host, &id, "delta", &|b| replace(b, b"sherlock 777", b"moriarty 777"), &[&page_is_wrong]);
+    let window = format!("blocks/{path}/1");
+    let in_window = |bytes: &mut Vec<u8>, offset: usize, to: &[u8]| {
+        if let Some(begin) = member(bytes, &window) {
+            bytes[begin + offset..begin + offset + to.len()].copy_from_slice(to);
+        }
+    };
+    forged(&host, &id, "delta", &|b| in_window(b, 0, b"nonsense"), &[&path, "do not begin as blocks do"]);
+    forged(&host, &id, "delta", &|b| in_window(b, 8, &16384_u32.to_le_bytes()), &[&path, "do not fit"]);
+    forged(&host, &id, "delta", &|b| in_window(b, 24, &[0xff; 4]), &[&path, "do not fit the file"]);
+    forged(
+        &host,
+        &id,
+        "delta",
+        &|b| in_window(b, 16, &(1_u64 << 31).to_le_bytes()),
+        &[&path, "behind the end"],
+    );
+    let longer = |b: &mut Vec<u8>| in_window(b, 16, &(1_u64 << 20).to_le_bytes());
+    forged(&host, &id, "delta", &longer, &[&path, "its list says"]);
+    // What came whole has the server's checksum.
+    let other = |b: &mut Vec<u8>| replace(b, b"User Name Maps", b"user Name Maps");
+    forged(&host, &id, "delta", &other, &["pg_ident.conf has another checksum than the server gave it"]);
+    let listed = format!("/{path}\0");
+    let renamed = format!("/{}x\0", &path[..path.len() - 1]);
+    let renamed = |b: &mut Vec<u8>| replace(b, listed.as_bytes(), renamed.as_bytes());
+    let words = format!("{path} is not in the increment's list");
+    forged(&host, &id, "list", &renamed, &[&words]);
+    let whole = format!("b 600 {}", one("SELECT pg_relation_size('t') || ' base/'").await);
+    let as_whole = |b: &mut Vec<u8>| {
+        let entry = format!("{whole}{path}\0");
+        at(b, entry.as_bytes(), 0, b"w");
+    };
+    forged(&host, &id, "list", &as_whole, &["is in the increment's list as something else"]);
+
+    // What it builds on: an object that is gone, a record that is, and what a verification found.
+    let words = |output: &std::process::Output, words: &[&str]| {
+        assert_eq!(output.status.code(), Some(50), "{}", said(output));
+        words.iter().for_each(|word| assert!(said(output).contains(word), "{word}: {}", said(output)));
+    };
+    {
+        let _kept = Kept::of(&host, &full);
+        let part = the_part(&host, &full);
+        std::fs::remove_file(&part).unwrap();
+        let name = part.file_name().unwrap().to_str().unwrap();
+        words(
+            &host.run(&["verify", "--stored", &id]),
+            &["missing: parent", &full, name, "cannot be restored"],
+        );
+        std::fs::write(&part, b"short").unwrap();
+        words(&host.run(&["verify", "--stored", &id]), &["damaged: parent", &full, name, "5 bytes"]);
+        std::fs::remove_file(host.path("repo/clusters/main/backups").join(&full).join("backup.json"))
+            .unwrap();
+        words(&host.run(&["verify", "--stored", &id]), &["missing: parent", &full]);
+    }
+    {
+        let _kept = Kept::of(&host, &full);
+        forge(&host, &full, "tar", |bytes| replace(bytes, b"needle 777", b"needle 778"));
+        words(&host.run(&["verify", "--all"]), &["damaged: parent", &full, "2 not"]);
+    }
+    words(&host.run(&["verify", &id]), &["damaged: parent", "a verification found it damaged on"]);
+    assert_eq!(host.json(&["verify", "--all"])["good"], true);
+    assert_eq!(host.json(&["verify", &id])["good"], true);
+}
+
+/// The first part of a backup.
+fn the_part(host: &Pgark, id: &str) -> PathBuf {
+    let folder = host.path("repo/clusters/main/backups").join(id).join("parts");
+    let parts = std::fs::read_dir(folder).unwrap().flatten();
+    parts.map(|entry| entry.path()).min().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_increments_of_the_server_are_found() {
+    if left_out("docker") {
+        return;
+    }
+    let (container, session) = with_summaries(18).await;
+    let all = async |statements: &[&str]| support::chain::all(&session, statements).await;
+    all(&[
+        "CREATE TABLE t AS SELECT n, 'needle ' || n AS x FROM generate_series(1, 60000) n",
+        // Its hint bits would change all of its pages later.
+        "VACUUM t",
+        "CHECKPOINT",
+    ])
+    .await;
+    let host = Pgark::new().with("PGARK_REPO", "repo");
+    let db = container.url("postgres");
+    let backup = |how: &[&str]| {
+        let made = host.json(&[&["backup", "--db", &db, "--compress", "none"], how].concat());
+        made["backup"]["id"].as_str().unwrap().to_owned()
+    };
+    backup(&["--physical"]);
+    // What was made since its parent comes whole.
+    all(&["CHECKPOINT"]).await;
+    backup(&["--incremental", "--server-summaries"]);
+    all(&["UPDATE t SET x = 'sherlock ' || n WHERE n % 1000 = 777", "CHECKPOINT"]).await;
+    let id = backup(&["--incremental", "--server-summaries"]);
+    let shown = host.json(&["show", &id]);
+    assert!(shown["backup"]["parts"].to_string().contains("\"incremental\""), "{shown:#}");
+    let one = async |query: &str| session.value(query).await.unwrap().unwrap();
+    let path = one("SELECT pg_relation_filepath('t')").await;
+    let page = one("SELECT (ctid::text::point)[0]::int FROM t WHERE n = 777").await;
+    assert_eq!(host.json(&["verify", "--all"])["good"], true);
+
+    let (folder, name) = path.rsplit_once('/').unwrap();
+    let file = format!("{folder}/INCREMENTAL.{name}");
+    let other_sum = format!("{file} has another checksum than the server gave it");
+    let page_is_wrong = format!("{path}: page {page} does not have its checksum");
+    let words = [page_is_wrong.as_str(), &other_sum];
+    forged(&host, &id, "incremental", &|b| replace(b, b"sherlock 777", b"moriarty 777"), &words[..1]);
+    let in_head = |bytes: &mut Vec<u8>, offset: usize, to: &[u8]| {
+        if let Some(begin) = member(bytes, &file) {
+            bytes[begin + offset..begin + offset + to.len()].copy_from_slice(to);
+        }
+    };
+    let head = |offset: usize, to: &'static [u8], words: &[&str]| {
+        forged(&host, &id, "incremental", &|b| in_head(b, offset, to), &[&[path.as_str()], words].concat());
+    };
+    head(0, b"nope", &["do not begin as a server's increment does"]);
+    head(4, &[1, 0, 0, 0], &["another length than its blocks"]);
+    head(8, &[0xff, 0xff, 0xff, 0x7f], &["longer than a segment"]);
+    head(12, &[0xff, 0xff, 0xff, 0x7f], &["not in order"]);
+    // What came whole, and where nothing but the manifest tells: zeros behind the numbers.
+    let other = |b: &mut Vec<u8>| replace(b, b"User Name Maps", b"user Name Maps");
+    forged(
+        &host,
+        &id,
+        "incremental",
+        &other,
+        &["pg_ident.conf has another checksum than the server gave it"],
+    );
+    forged(&host, &id, "incremental", &|b| in_head(b, 8000, b"x"), &[&other_sum]);
+}
+
+/// Pushes a file as `archive_command` does.
+fn push(host: &Pgark, config: &str, path: &Path) {
+    let pushed = host.run(&["--config", config, "wal", "push", path.to_str().unwrap(), "--ahead", "0"]);
+    assert!(pushed.status.success(), "{}", said(&pushed));
+}
+
+/// Stores a history as `wal push` does, and nothing of its timeline.
+fn store_history(cluster: &Path, timeline: u32) {
+    let text = format!("1\t0/100000{timeline}\tno reason\n");
+    let is_system = |path: &PathBuf| {
+        path.file_name().unwrap().to_str().unwrap().starts_with(|c: char| c.is_ascii_digit())
+    };
+    let systems = std::fs::read_dir(cluster.join("wal")).unwrap().flatten().map(|entry| entry.path());
+    let folder = systems.into_iter().find(is_system).unwrap().join("history");
+    std::fs::create_dir_all(&folder).unwrap();
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    std::fs::write(folder.join(format!("{timeline:08X}-{}.history", &digest[..32])), text).unwrap();
+}
+
+/// Ends a segment; its path.
+async fn full_segment(server: &TempServer) -> PathBuf {
+    let name = sql(server, "postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
+    sql(
+        server,
+        "postgres",
+        "SELECT pg_switch_wal(); CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t VALUES (1)",
+    )
+    .await;
+    server.data().join("pg_wal").join(name[0][0].as_deref().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "it is one matrix")]
+async fn every_object_beside_the_backups() {
+    let mut dice = Dice::new();
+    let server = support::server();
+    sql(&server, "postgres", "CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await;
+    let host = Pgark::new();
+    let (_, recipient) = host.key("key.txt");
+    let config = format!(
+        "[repository]\nurl = \"repo\"\n[encryption]\nrecipients = [\"{recipient}\"]\nidentity_file = \"key.txt\"\n[host]\nstate = \"state\"\n"
+    );
+    let config = host.write("pgark.toml", &config);
+    let run = |args: &[&str]| host.run(&[&["--config", &config], args].concat());
+    let ok = |args: &[&str]| {
+        let output = run(args);
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+    };
+    let db = server.url("postgres");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ok(&["backup", "--db", &db]);
+        let listed: Value = serde_json::from_slice(&run(&["--json", "list"]).stdout).unwrap();
+        let newest = listed["backups"].as_array().unwrap().iter().map(|b| b["id"].as_str().unwrap()).max();
+        ids.push(newest.unwrap().to_owned());
+        ok(&["pin", ids.last().unwrap()]);
+    }
+    // Those of another repository, and of another cluster in this one.
+    ok(&["backup", "--db", &db, "--cluster", "other"]);
+    ok(&["init", "--repo", &host.place("second")]);
+    let segment = full_segment(&server).await;
+    push(&host, &config, &segment);
+    let cluster = host.path("repo/clusters/main");
+    for timeline in [2, 3] {
+        store_history(&cluster, timeline);
+    }
+    // An identity that was, and records of drills.
+    let identity = json!({"format": 1, "system_identifier": "7", "server_version": "14.1", "since": "2026-01-01T00:00:00Z"});
+    let before = cluster.join("identity/01KDVE4Q000000000000000000.json");
+    std::fs::write(&before, with_own_digest(identity)).unwrap();
+    std::fs::create_dir_all(cluster.join("drills")).unwrap();
+    for id in ["20260101T000000Z-drill-aaaa", "20260102T000000Z-drill-bbbb"] {
+        let record = with_own_digest(json!({"format": 1, "id": id, "cluster": "main"}));
+        std::fs::write(cluster.join(format!("drills/{id}.json")), record).unwrap();
+    }
+    let name_of = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let all = |folder: &str, has: &str| -> Vec<PathBuf> {
+        let found = host.files(&format!("repo/{folder}")).into_iter().filter(|name| name.contains(has));
+        found.map(|name| host.path("repo").join(folder).join(name)).collect()
+    };
+    let own = |area: &str| format!("clusters/main/{area}");
+    let (marks, audit, histories) =
+        (all(&own("marks"), "pin"), all(&own("audit"), ""), all(&own("wal"), ".history"));
+    let of_backup = |n: usize, name: &str| own(&format!("backups/{}/{name}", ids[n]));
+    let at = |key: String| host.path("repo").join(key);
+    let last = |area: &str| all(&own(area), "").pop().unwrap();
+    let drills = all(&own("drills"), "");
+    // What is harmed, what it is swapped with, and whether its loss can be seen.
+    let matrix: Vec<(&str, PathBuf, PathBuf, bool)> = vec![
+        ("repository", at("pgark.json".to_owned()), host.path("second/pgark.json"), true),
+        ("announcement", at(of_backup(1, "started.json")), at(of_backup(0, "started.json")), false),
+        ("identity", last("identity"), before, true),
+        ("index", last("index"), all("clusters/other/index", "").pop().unwrap(), false),
+        ("pin", marks[1].clone(), marks[0].clone(), false),
+        ("audit entry", audit[1].clone(), audit[0].clone(), true),
+        ("last audit entry", audit[audit.len() - 1].clone(), audit[0].clone(), false),
+        ("drill", drills[1].clone(), drills[0].clone(), false),
+        ("key of WAL", last("wal/keys"), at(of_backup(0, "key.age")), true),
+        ("history", histories[1].clone(), histories[0].clone(), false),
+    ];
+    let settings = Settings::load(Path::new(&config)).unwrap();
+    let (main, cancel) = (ClusterName::default(), CancellationToken::new());
+    let mut wanted = VerifyWanted::default();
+    wanted.all = true;
+    let verify = async || settings.run_verify(&main, &wanted, None, &cancel).await;
+    assert!(verify().await.unwrap().good);
+    let raw = std::fs::read(&segment).unwrap();
+    let mut wrong = Vec::new();
+    for (kind, path, other, loss_is_seen) in &matrix {
+        for harm in HARMS {
+            let _mended = Harmed::new(path, other, harm, &mut dice);
+            let (what, name) = (format!("{harm:?} {kind}"), name_of(path));
+            let stem = name.split('.').next().unwrap();
+            // That of another repository is one, too: only where there are copies can that be told.
+            let can_be_seen =
+                (harm != Harm::Lost || *loss_is_seen) && (*kind, harm) != ("repository", Harm::Swapped);
+            match verify().await {
+                Ok(found) if !can_be_seen => {
+                    assert!(found.good || harm == Harm::Swapped, "{what}: {found:?}")
+                }
+                Ok(found) if found.good => wrong.push(format!("{what} was not found")),
+                Ok(found) => {
+                    let words = format!("{:?} {:?}", found.others, found.wal);
+                    let folder = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
+                    let told = |word: &str| words.split("findings").any(|list| list.contains(word));
+                    if !told(stem) && !(harm == Harm::Lost && told(folder)) {
+                        wrong.push(format!("{what} is not named: {words}"));
+                    }
+                }
+                // Nothing opens, and nothing says that another key would not.
+                Err(error) => {
+                    let words = format!("{error:?}");
+                    let named = words.contains(stem) || error.kind() == ErrorKind::NotARepository;
+                    if !["repository", "key of WAL"].contains(kind) || !named {
+                        wrong.push(format!("{what}: {words}"));
+                    }
+                }
+            }
+            // The backups are the same ones, or nobody says which.
+            let listed = async { Catalog::load(&settings.open_repository().await?, &main).await };
+            match listed.await {
+                Ok(catalog) => {
+                    let found: Vec<&str> = catalog.backups().map(|backup| backup.id.as_str()).collect();
+                    let pinned = |id: &&String| {
+                        catalog.marks().pin(&id.parse().unwrap(), jiff::Timestamp::now()).is_some()
+                    };
+                    let pins = ids.iter().filter(pinned).count();
+                    if found != ids || (pins != 2 && (*kind, harm) != ("pin", Harm::Lost)) {
+                        wrong.push(format!("{what}: {pins} pins, listed are {found:?}"));
+                    }
+                }
+                Err(error) if *kind == "repository" => drop(error),
+                Err(error) => wrong.push(format!("{what}: listing: {error:?}")),
+            }
+            // WAL is what it was, or it is not served; that it is not there is never said.
+            if ["identity", "key of WAL", "history"].contains(kind) {
+                let (asked, wanted) = match *kind {
+                    "history" => ("00000003.history".to_owned(), b"1\t0/1000003\tno reason\n".to_vec()),
+                    _ => (name_of(&segment), raw.clone()),
+                };
+                let to = host.place("fetched");
+                let fetched = run(&["wal", "fetch", &asked, &to, "--ahead", "0"]);
+                let there = std::fs::read(&to).ok();
+                let right = match fetched.status.code() {
+                    Some(0) => there.as_ref() == Some(&wanted),
+                    Some(1) => there.is_none() && harm == Harm::Lost,
+                    code => code == Some(126) && there.is_none(),
+                };
+                if !right {
+                    wrong.push(format!("{what}: fetch: {}", said(&fetched)));
+                }
+                let _ = std::fs::remove_file(to);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(verify().await.unwrap().good);
 }

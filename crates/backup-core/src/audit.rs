@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,9 +15,10 @@ use serde_json::{Map, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::passwd;
 use crate::repository::{
-    BackupId, ClusterName, Digest, FORMAT, Repository, Tool, from_json, host_name, layout, to_json,
+    BackupId, ClusterName, Digest, FORMAT, Repository, Tool, check_small, from_json, host_name, layout,
+    to_json,
 };
-use crate::store::{Created, Store, list_sorted, read_if_there, read_whole};
+use crate::store::{Created, Store, list_sorted, read_if_there, read_whole, sources};
 
 /// Entries of one folder, so that finding the last one takes two short lists.
 const IN_FOLDER: u64 = 1000;
@@ -156,6 +158,17 @@ impl FromStr for Head {
     }
 }
 
+/// What is wrong with an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    /// Its key.
+    pub(crate) key: String,
+    /// Whether it is gone.
+    pub(crate) missing: bool,
+    /// Why, in a line.
+    pub(crate) why: String,
+}
+
 /// What a verification of a log found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -193,7 +206,12 @@ async fn last_number(store: &dyn Store, cluster: &ClusterName) -> Result<Option<
 pub async fn head(repository: &Repository, cluster: &ClusterName) -> Result<Option<Head>> {
     let store = &**repository.store();
     let Some(number) = last_number(store, cluster).await? else { return Ok(None) };
-    let body = read_whole(store, &key_of(cluster, number), LIMIT).await?;
+    let key = key_of(cluster, number);
+    // One that is damaged in all copies has a digest, too.
+    let body = match read_entry(repository, &key).await? {
+        Some(body) => body,
+        None => read_whole(store, &key, LIMIT).await?,
+    };
     Ok(Some(Head { number, digest: Digest::of(&body) }))
 }
 
@@ -263,57 +281,83 @@ pub async fn entries(repository: &Repository, cluster: &ClusterName, from: u64) 
     futures::stream::iter(from.max(1)..=last)
         .map(|number| async move {
             let key = key_of(cluster, number);
-            from_json(&read_whole(store, &key, LIMIT).await?, &key)
+            let body = read_whole(store, &key, LIMIT).await?;
+            check_small(&key, &body).and_then(|()| from_json(&body, &key))
         })
         .buffered(READS)
         .try_collect()
         .await
 }
 
+/// The bytes of an entry: from the first copy that has it undamaged, else from any that has it at all.
+async fn read_entry(repository: &Repository, key: &str) -> Result<Option<Bytes>> {
+    let (mut damaged, mut failed) = (None, None);
+    for source in sources(repository.store()) {
+        match read_if_there(&*source, key, LIMIT).await {
+            Ok(Some(body)) if check_small(key, &body).is_ok() => return Ok(Some(body)),
+            Ok(Some(body)) => damaged = damaged.or(Some(body)),
+            Ok(None) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    match (damaged, failed) {
+        (None, Some(error)) => Err(error),
+        (damaged, _) => Ok(damaged),
+    }
+}
+
 /// Reads the whole log: every number is there, each entry has the digest of the one before it, and the log has what was
-/// its last entry at an earlier time.
+/// its last entry at an earlier time. Where the repository has several copies, an entry is damaged where it is in all.
 pub async fn verify(
     repository: &Repository,
     cluster: &ClusterName,
     earlier: Option<Head>,
 ) -> Result<AuditReport> {
+    look(repository, cluster, earlier).await.map(|(report, _)| report)
+}
+
+/// The same; and which entries are wrong.
+pub(crate) async fn look(
+    repository: &Repository,
+    cluster: &ClusterName,
+    earlier: Option<Head>,
+) -> Result<(AuditReport, Vec<Wrong>)> {
     let store = &**repository.store();
-    let mut report = AuditReport { entries: 0, head: None, findings: Vec::new() };
+    let (mut entries, mut before, mut wrong) = (0, None::<Head>, Vec::new());
     let last = last_number(store, cluster).await?.unwrap_or(0).max(earlier.map_or(0, |head| head.number));
     let mut bodies = futures::stream::iter(1..=last)
         .map(|number| async move {
             let key = key_of(cluster, number);
-            read_if_there(store, &key, LIMIT).await.map(|body| (number, key, body))
+            read_entry(repository, &key).await.map(|body| (number, key, body))
         })
         .buffered(READS);
     while let Some(read) = bodies.next().await {
         let (number, key, body) = read?;
+        let mut found = |missing, why| wrong.push(Wrong { key: key.clone(), missing, why });
         let Some(body) = body else {
-            report.findings.push(format!("entry {number} is missing"));
-            report.head = None;
+            found(true, format!("entry {number} is missing"));
+            before = None;
             continue;
         };
-        report.entries += 1;
+        entries += 1;
         let digest = Digest::of(&body);
         match from_json::<Entry>(&body, &key) {
-            Ok(entry) if entry.number != number => {
-                report.findings.push(format!("{key} is entry {}", entry.number));
-            }
+            Ok(entry) if entry.number != number => found(false, format!("{key} is entry {}", entry.number)),
             // Behind a missing entry nothing can be compared; that it is missing is said already.
             Ok(entry)
-                if entry.previous != report.head.map(|head| head.digest)
-                    && (number == 1 || report.head.is_some()) =>
+                if entry.previous != before.map(|head| head.digest) && (number == 1 || before.is_some()) =>
             {
-                report.findings.push(format!("entry {number} does not follow the one before it"));
+                found(false, format!("entry {number} does not follow the one before it"));
             }
             Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Integrity => report.findings.push(error.to_string()),
+            Err(error) if error.kind() == ErrorKind::Integrity => found(false, error.to_string()),
             Err(error) => return Err(error),
         }
         if earlier.is_some_and(|head| head.number == number && head.digest != digest) {
-            report.findings.push(format!("entry {number} is not the one that was there before"));
+            found(false, format!("entry {number} is not the one that was there before"));
         }
-        report.head = Some(Head { number, digest });
+        before = Some(Head { number, digest });
     }
-    Ok(report)
+    let findings = wrong.iter().map(|wrong| wrong.why.clone()).collect();
+    Ok((AuditReport { entries, head: before, findings }, wrong))
 }

@@ -132,6 +132,12 @@ pub trait Store: Send + Sync + Debug {
         Vec::new()
     }
 
+    /// Of one of several copies the store itself: it is asked also where the copy is left alone for a while, or is no copy
+    /// of the repository. For whoever looks what is wrong with the copy.
+    fn alone(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
     /// Says which repository the copies are of, by its id: a place that turns out to hold another one, or none (a file system
     /// that is not mounted), is not written to.
     fn expect_repository(&self, id: &str) {

@@ -5,7 +5,7 @@ use pgark::config::Verified;
 use pgark::copies::Repairs;
 use pgark::repository::BackupId;
 use pgark::verify::{Depth, Finding, Report};
-use pgark::wal::WalReport;
+use pgark::wal::{WalFinding, WalReport};
 use pgark::{CancellationToken, ErrorKind, Result};
 use serde_json::json;
 
@@ -84,17 +84,24 @@ fn of_repairs(repairs: &Repairs) -> String {
 }
 
 fn of_finding(text: &mut String, finding: &Finding) {
-    let state = if finding.missing { "missing" } else { "damaged" };
-    let _ = writeln!(text, "  {state}: {}: {}", render::shown(&finding.what), render::shown(&finding.why));
+    line(text, finding.missing, &finding.what, finding.copy.as_ref(), &finding.why);
+}
+
+pub(super) fn of_wal_finding(text: &mut String, finding: &WalFinding) {
+    line(text, finding.missing, &finding.object, finding.copy.as_ref(), &finding.why);
+}
+
+fn line(text: &mut String, missing: bool, what: &str, copy: Option<&String>, why: &str) {
+    let state = if missing { "missing" } else { "damaged" };
+    let copy = copy.map(|copy| format!(" in {}", render::shown(copy))).unwrap_or_default();
+    let _ = writeln!(text, "  {state}: {}{copy}: {}", render::shown(what), render::shown(why));
 }
 
 fn of_needed_wal(wal: &WalReport) -> String {
     let state = if wal.findings.is_empty() { "good" } else { "DAMAGED" };
     let stored = render::bytes(wal.stored_bytes);
     let mut text = format!("WAL that the backups need: {state}: {} objects, {stored}\n", wal.objects);
-    for finding in &wal.findings {
-        let _ = writeln!(text, "  damaged: {}: {}", finding.object, render::shown(&finding.why));
-    }
+    wal.findings.iter().for_each(|finding| of_wal_finding(&mut text, finding));
     text
 }
 

@@ -12,6 +12,7 @@ use pgark::wal::{Asking, Fetcher, Pushed, Pusher, Receiver, WalName};
 use pgark::{CancellationToken, Error, ErrorKind, Event, Observer, Result};
 use serde_json::json;
 
+use super::verify::of_wal_finding;
 use crate::args::{Cli, WalCommand, apply_jobs};
 use crate::render;
 
@@ -293,9 +294,7 @@ pub(super) fn verified_text(verified: &WalVerified) -> String {
         render::bytes(report.stored_bytes),
         if report.opened { "stored and raw bytes" } else { "stored bytes" },
     );
-    for finding in &report.findings {
-        let _ = writeln!(text, "  damaged: {}: {}", finding.object, render::shown(&finding.why));
-    }
+    report.findings.iter().for_each(|finding| of_wal_finding(&mut text, finding));
     text + &listing_text(&verified.archive)
 }
 

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::{Digest, ObjectRecord, RECORD_LIMIT, from_json};
+use crate::repository::{Digest, ObjectRecord, RECORD_LIMIT, check_small};
 use crate::store::{Created, Store, Upload, elsewhere, worse};
 use crate::wal::{ShortDigest, digest_in};
 
@@ -21,7 +20,7 @@ pub(crate) enum Check {
     Whole(ObjectRecord),
     /// The beginning of their digest.
     Short(ShortDigest),
-    /// They are JSON with a digest of itself.
+    /// They are JSON with a digest of itself, and of their name.
     Json,
     /// Nothing, as of a sealed key.
     Nothing,
@@ -49,7 +48,7 @@ impl Check {
             Self::Whole(object) => bytes == object.bytes && Digest::from(digest) == object.blake3,
             Self::Short(short) => ShortDigest::from(digest) == *short,
             Self::Json => match small {
-                Some(body) => return from_json::<Map<String, Value>>(body, key).map(drop),
+                Some(body) => return check_small(key, body),
                 None => false,
             },
             Self::Nothing => true,

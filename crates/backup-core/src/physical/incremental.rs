@@ -107,18 +107,19 @@ impl Overlay {
 
 /// What stands before the blocks.
 #[derive(Debug, PartialEq, Eq)]
-struct Parsed {
+pub(super) struct Parsed {
     /// Its length, with what fills it up.
-    length: usize,
+    pub(super) length: usize,
     block_bytes: u32,
     /// The predecessor's length, in blocks.
-    cut_to: u32,
-    blocks: Vec<u32>,
+    pub(super) cut_to: u32,
+    /// Their numbers.
+    pub(super) blocks: Vec<u32>,
 }
 
 impl Parsed {
     /// Nothing while it is not all there.
-    fn of(head: &[u8], block_bytes: u32, path: &Path) -> Result<Option<Self>> {
+    pub(super) fn of(head: &[u8], block_bytes: u32, path: &Path) -> Result<Option<Self>> {
         let number = |at: usize| {
             head.get(at..at + 4).map(|n| u32::from_le_bytes([n[0], n[1], n[2], n[3]])).unwrap_or_default()
         };

@@ -405,6 +405,12 @@ async fn newest_index(
         // Another host may have replaced it since.
         let Some(body) = read_if_there(store, &meta.key, RECORD_LIMIT).await? else { continue };
         match parse_index(&body, &meta.key) {
+            Ok(index) if index.backups.iter().any(|backup| backup.cluster != *cluster) => {
+                tracing::warn!(
+                    key = meta.key,
+                    "an index is of another cluster; the records are read instead"
+                );
+            }
             Ok(index) => return Ok((Some(index), keys)),
             Err(error) if error.kind() == ErrorKind::NewerFormat => return Err(error),
             Err(error) => tracing::warn!(%error, "an index cannot be used; the records are read instead"),

@@ -34,11 +34,8 @@ pub(crate) async fn ancestors(repository: &Repository, record: &BackupRecord) ->
     Ok(chain)
 }
 
-/// Looks whether the objects of a backup are there with their lengths, with a few requests.
-///
-/// # Errors
-/// [`ObjectMissing`](ErrorKind::ObjectMissing) and [`Integrity`](ErrorKind::Integrity).
-pub(crate) async fn check_objects(repository: &Repository, record: &BackupRecord) -> Result<()> {
+/// The objects of a backup that are not there with their lengths, found with a few requests: their keys, and why.
+pub(crate) async fn lacking(repository: &Repository, record: &BackupRecord) -> Result<Vec<(String, Error)>> {
     let folder = layout::backup(&record.cluster, &record.id);
     let mut found = BTreeMap::new();
     for place in [folder.clone(), format!("{folder}/{}", layout::PARTS)] {
@@ -48,6 +45,7 @@ pub(crate) async fn check_objects(repository: &Repository, record: &BackupRecord
             }
         }
     }
+    let mut lacking = Vec::new();
     for object in record.objects() {
         let key = format!("{folder}/{}", object.key);
         let (kind, why) = match found.get(&key) {
@@ -57,9 +55,18 @@ pub(crate) async fn check_objects(repository: &Repository, record: &BackupRecord
             }
             None => (ErrorKind::ObjectMissing, "it is not there".to_owned()),
         };
-        return Err(Error::new(kind, format!("{key} of backup {}: {why}", record.id)).with_hint(
+        let error = Error::new(kind, format!("{key} of backup {}: {why}", record.id)).with_hint(
             "restore a backup that does not build on this one, or put back a good copy of the object",
-        ));
+        );
+        lacking.push((key, error));
     }
-    Ok(())
+    Ok(lacking)
+}
+
+/// Looks whether the objects of a backup are there with their lengths.
+///
+/// # Errors
+/// [`ObjectMissing`](ErrorKind::ObjectMissing) and [`Integrity`](ErrorKind::Integrity).
+pub(crate) async fn check_objects(repository: &Repository, record: &BackupRecord) -> Result<()> {
+    lacking(repository, record).await?.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }

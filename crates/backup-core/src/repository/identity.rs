@@ -1,11 +1,13 @@
 //! Which PostgreSQL cluster a name in the repository stands for.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use ulid::Ulid;
 
 use super::record::{from_json, to_json};
+use super::small::check_small;
 use super::{ClusterName, FORMAT, Repository, layout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Created, list_sorted, read_checked};
@@ -43,7 +45,8 @@ impl Repository {
             return Ok(None);
         };
         let key = format!("{}/{}", layout::identity(cluster), newest.name());
-        read_checked(self.store(), &key, 1 << 20, |body| from_json(&body, &key)).await.map(Some)
+        let check = |body: Bytes| check_small(&key, &body).and_then(|()| from_json(&body, &key));
+        read_checked(self.store(), &key, 1 << 20, check).await.map(Some)
     }
 
     /// Notes which cluster was backed up. Returns the identity before, where it was another one.
@@ -92,7 +95,7 @@ impl Repository {
             have += match copy.store().head(&key).await {
                 Ok(_) => 1,
                 Err(error) if error.kind() == ErrorKind::ObjectMissing => {
-                    let check = |body: bytes::Bytes| from_json::<ClusterIdentity>(&body, &key).map(|_| body);
+                    let check = |body: Bytes| check_small(&key, &body).map(|()| body);
                     let body = read_checked(self.store(), &key, 1 << 20, check).await?;
                     usize::from(copy.store().create(&key, body).await.is_ok())
                 }

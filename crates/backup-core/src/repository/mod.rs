@@ -18,10 +18,11 @@ mod open;
 mod raw_digest;
 mod record;
 mod run;
+mod small;
 mod sweep;
 
 pub use catalog::{Catalog, Unfinished};
-pub(crate) use chain::{ancestors, check_objects};
+pub(crate) use chain::{ancestors, check_objects, lacking};
 pub(crate) use contents::{open_contents, seal_contents};
 pub use id::{BackupId, ClusterName};
 pub use identity::ClusterIdentity;
@@ -39,4 +40,5 @@ pub use record::{
 };
 pub(crate) use record::{PARTIAL, from_json, to_json};
 pub(crate) use run::{Run, check_clock, delete_leftovers, host_name, signed};
+pub(crate) use small::check_small;
 pub use sweep::{DEFAULT_GRACE, Swept};

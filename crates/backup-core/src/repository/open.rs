@@ -8,6 +8,7 @@ use ulid::Ulid;
 
 use super::layout;
 use super::record::{Tool, from_json, to_json};
+use super::small::check_small;
 use super::{BackupId, BackupRecord, ClusterName, Started};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
@@ -231,7 +232,7 @@ pub(crate) async fn announcement(
 ) -> Result<Option<Started>> {
     let key = format!("{}/{}", layout::backup(cluster, id), layout::STARTED);
     let body = read_if_there(&**repository.store(), &key, 1 << 20).await?;
-    body.map(|body| from_json(&body, &key)).transpose()
+    body.map(|body| check_small(&key, &body).and_then(|()| from_json(&body, &key))).transpose()
 }
 
 /// Tries what the store can do, on an object of its own.

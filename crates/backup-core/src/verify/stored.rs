@@ -11,13 +11,48 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::{Finding, Report, VerifyOptions, note};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::{StoredCheck, check_stored};
-use crate::repository::{Digest, ObjectRecord};
+use crate::pipeline::{StoredCheck, Totals, check_stored};
+use crate::repository::{BackupRecord, Digest, ObjectRecord, Repository, has_key, layout};
+use crate::restore::Reading;
 use crate::store::Store;
 
 /// Length of a piece: a subtree of BLAKE3, so a power of two.
 const PIECE: u64 = 32 * 1024 * 1024;
+
+/// Compares the stored bytes of a backup.
+pub(super) async fn verify_stored(
+    repository: &Repository,
+    record: &BackupRecord,
+    options: &VerifyOptions,
+    report: &mut Report,
+) -> Result<()> {
+    let folder = layout::backup(&record.cluster, &record.id);
+    if let Some(encryption) = &record.encryption
+        && !has_key(repository, record).await?
+    {
+        let what = format!("{folder}/{}", layout::key(&encryption.method));
+        report.findings.push(Finding::of_object(&what, true, "without its key nobody can read the backup"));
+    }
+    let reading = Reading::new(None, options.jobs, options.pool.clone(), options.observer.clone())?;
+    let totals = Totals::default();
+    let mut objects: Vec<_> = record.parts.iter().flat_map(|part| &part.objects).cloned().collect();
+    if let Some(sample) = &options.sample {
+        objects = sample.choose(objects, |object| format!("{}/{}", record.id, object.key));
+    }
+    objects.extend(record.contents.clone());
+    report.objects = objects.len() as u64;
+    report.stored_bytes = objects.iter().map(|object| object.bytes).sum();
+    let store = Arc::clone(repository.store());
+    let mut checks = check_all(store, folder.clone(), objects, reading.jobs);
+    while let Some(Checked { object, result }) = checks.next().await {
+        totals.add(0, object.bytes, &*reading.observer);
+        let key = format!("{folder}/{}", object.key);
+        note(report, key.clone(), Some(key), result)?;
+    }
+    Ok(())
+}
 
 /// A piece of an object, or all of a small one.
 struct Task {
@@ -26,13 +61,13 @@ struct Task {
 }
 
 /// What came of an object.
-pub(super) struct Checked {
-    pub(super) object: ObjectRecord,
-    pub(super) result: Result<()>,
+struct Checked {
+    object: ObjectRecord,
+    result: Result<()>,
 }
 
 /// Reads objects in `folder` through on `jobs` cores; their results in their order.
-pub(super) fn check_all(
+fn check_all(
     store: Arc<dyn Store>,
     folder: String,
     objects: Vec<ObjectRecord>,

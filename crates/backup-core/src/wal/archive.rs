@@ -136,6 +136,21 @@ impl Archive {
         }
     }
 
+    /// The object of a key.
+    pub(super) fn key_object(&self, id: &str, method: &str) -> String {
+        super::key::object(&self.cluster, id, method)
+    }
+
+    /// Opens a key, as reading a piece does.
+    pub(super) async fn open_named_key(&self, id: &str, method: &str) -> Result<()> {
+        self.keys.open(&self.repository, &self.cluster, id, method).await.map(drop)
+    }
+
+    /// The history that an object's key names; nothing where it names none.
+    pub(super) fn history_at(&self, key: &str) -> Option<StoredHistory> {
+        Self::parse_history(&self.history_folder(), key.rsplit('/').next()?)
+    }
+
     /// Names of the objects that hold keys.
     pub(super) async fn key_objects(&self) -> Result<std::collections::HashSet<String>> {
         let entries = list_sorted(self.store(), &layout::wal_keys(&self.cluster), None).await?;

@@ -122,7 +122,21 @@ impl Inventory {
     }
 
     /// Lists an archive.
+    ///
+    /// # Errors
+    /// Those of the store; [`Integrity`](ErrorKind::Integrity) where a history is damaged, of which much depends.
     pub async fn load(archive: &Archive) -> Result<Self> {
+        match Self::load_sound(archive).await? {
+            (_, Some(error)) => Err(error),
+            (inventory, None) => Ok(inventory),
+        }
+    }
+
+    /// The same without histories that are damaged; and what is wrong with one of these. For whoever tells of damage.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn load_sound(archive: &Archive) -> Result<(Self, Option<Error>)> {
         let mut files: BTreeMap<SegmentName, Vec<Meta>> = BTreeMap::new();
         let mut stored_bytes = 0;
         for meta in list_deep(archive.store(), &archive.root()).await? {
@@ -132,6 +146,7 @@ impl Inventory {
                 files.entry(segment).or_default().push(meta);
             }
         }
+        let mut damaged = None;
         let mut inventory = Self { stored_bytes, ..Self::none(archive.system()) };
         for (name, objects) in files {
             let stored = Stored::of(objects);
@@ -149,13 +164,23 @@ impl Inventory {
             inventory.segments.insert(name, segment);
         }
         for stored in archive.histories().await? {
-            let text = archive.read_history(&stored).await?;
-            let history = History::parse(stored.timeline, &String::from_utf8_lossy(&text))?;
+            let read = async {
+                let text = archive.read_history(&stored).await?;
+                History::parse(stored.timeline, &String::from_utf8_lossy(&text))
+            };
+            let history = match read.await {
+                Ok(history) => history,
+                Err(error) if error.kind() == ErrorKind::Integrity => {
+                    damaged = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if inventory.histories.insert(stored.timeline, history).is_some() {
                 inventory.ambiguous.insert(stored.timeline);
             }
         }
-        Ok(inventory)
+        Ok((inventory, damaged))
     }
 
     /// The timelines that there is WAL or a history of.

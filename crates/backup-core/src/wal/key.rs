@@ -40,7 +40,7 @@ struct Kept {
     secret: String,
 }
 
-fn object(cluster: &ClusterName, id: &str, method: &str) -> String {
+pub(super) fn object(cluster: &ClusterName, id: &str, method: &str) -> String {
     format!("{}/{id}.{method}", layout::wal_keys(cluster))
 }
 

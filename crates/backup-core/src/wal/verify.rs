@@ -1,12 +1,13 @@
 //! Reading an archive through.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
+use super::history::History;
 use super::name::{SegmentName, WalName};
 use super::object::{Piece, RESOLVED, ShortDigest};
 use super::place::Place;
@@ -18,10 +19,21 @@ use crate::store::{Meta, list_deep};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct WalFinding {
-    /// Its key.
+    /// Its key; of a segment that is not there its name.
     pub object: String,
+    /// Whether it is not there at all.
+    pub missing: bool,
     /// What is wrong.
     pub why: String,
+    /// The place that was read, where the repository has several copies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
+}
+
+impl WalFinding {
+    fn new(object: String, missing: bool, why: impl Into<String>) -> Self {
+        Self { object, missing, why: why.into(), copy: None }
+    }
 }
 
 /// What a verification of an archive found.
@@ -39,6 +51,28 @@ pub struct WalReport {
     /// What is wrong.
     pub findings: Vec<WalFinding>,
 }
+
+impl WalReport {
+    /// Adds what was found elsewhere.
+    pub fn add(&mut self, mut found: Self) {
+        self.objects += found.objects;
+        self.stored_bytes += found.stored_bytes;
+        self.raw_bytes += found.raw_bytes;
+        self.opened |= found.opened;
+        self.findings.append(&mut found.findings);
+    }
+
+    /// Adds what was found in one of several copies.
+    pub fn add_copy(&mut self, copy: &str, mut found: Self) {
+        for finding in &mut found.findings {
+            finding.copy = Some(copy.to_owned());
+        }
+        self.add(found);
+    }
+}
+
+/// The keys that pieces are sealed with: those that cannot be used, and why.
+type Closed = BTreeMap<String, Error>;
 
 /// Counts, and looks whether the bytes are of their place.
 struct Look {
@@ -60,6 +94,10 @@ impl Sink for Look {
     fn end(self) -> Result<u64> {
         self.place.map_or(Ok(()), |place| place.check()).map(|()| self.count)
     }
+}
+
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Integrity | ErrorKind::ObjectMissing)
 }
 
 impl Archive {
@@ -92,14 +130,35 @@ impl Archive {
         for segment in segments {
             let stored = self.stored(&WalName::Segment(*segment)).await?;
             if !stored.is_complete() {
-                let why = "it is missing, or not all of it is there".to_owned();
-                missing.push(WalFinding { object: segment.to_string(), why });
+                let why = "it is missing, or not all of it is there";
+                missing.push(WalFinding::new(segment.to_string(), true, why));
             }
             objects.extend(stored.pieces.into_iter().map(|(_, meta)| meta));
         }
         let mut report = self.verify_objects(objects, stored_only, jobs, cancel).await?;
         report.findings.append(&mut missing);
         Ok(report)
+    }
+
+    /// The keys of the archive that do not open, though they may in another copy.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn unopened_keys(&self) -> Result<Vec<WalFinding>> {
+        let mut found = Vec::new();
+        for name in self.key_objects().await? {
+            let Some((id, method)) = name.split_once('.') else { continue };
+            match self.open_named_key(id, method).await {
+                Ok(()) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Integrity | ErrorKind::WrongKey) => {
+                    let why = format!("{error}; keys of another copy open");
+                    found.push(WalFinding::new(self.key_object(id, method), false, why));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_by(|a, b| a.object.cmp(&b.object));
+        Ok(found)
     }
 
     async fn verify_objects(
@@ -109,8 +168,8 @@ impl Archive {
         jobs: usize,
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
-        let keys = self.key_objects().await?;
-        let keys = &keys;
+        let closed = self.closed_keys(&objects, stored_only).await?;
+        let keys = &closed;
         let checked: Vec<(u64, u64, Option<WalFinding>)> = futures::stream::iter(objects)
             .take_until(cancel.cancelled())
             .map(|meta| async move { self.verify_object(&meta, stored_only, keys).await })
@@ -127,31 +186,80 @@ impl Archive {
             report.raw_bytes += raw;
             report.findings.extend(finding);
         }
+        report.findings.extend(closed.into_iter().map(|(object, error)| {
+            let missing = error.kind() == ErrorKind::ObjectMissing;
+            WalFinding::new(object, missing, error.to_string())
+        }));
         report.findings.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(report)
+    }
+
+    /// The keys of pieces that are not there, or do not open.
+    ///
+    /// # Errors
+    /// That none of them opens: then it is a question of who asks.
+    async fn closed_keys(&self, objects: &[Meta], stored_only: bool) -> Result<Closed> {
+        let there = self.key_objects().await?;
+        let pieces = objects.iter().filter_map(|meta| Piece::parse(meta.key.rsplit('/').next()?));
+        let used: BTreeSet<(String, String)> = pieces.filter_map(|piece| piece.key).collect();
+        let (mut closed, mut opened) = (Closed::new(), 0);
+        for (id, method) in used {
+            let key = self.key_object(&id, &method);
+            if !there.contains(&format!("{id}.{method}")) {
+                let message = format!("key {id} is missing: nobody can read what is sealed with it");
+                closed.insert(key, Error::new(ErrorKind::ObjectMissing, message));
+                continue;
+            }
+            if stored_only {
+                continue;
+            }
+            match self.open_named_key(&id, &method).await {
+                Ok(()) => opened += 1,
+                Err(error) if matches!(error.kind(), ErrorKind::Integrity | ErrorKind::WrongKey) => {
+                    closed.insert(key, error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let refused = closed.iter().find(|(_, error)| error.kind() == ErrorKind::WrongKey);
+        match refused.map(|(key, _)| key.clone()).and_then(|key| closed.remove_entry(&key)) {
+            Some((_, error)) if opened == 0 => return Err(error),
+            Some((key, error)) => drop(closed.insert(key, error)),
+            None => {}
+        }
+        Ok(closed)
     }
 
     async fn verify_object(
         &self,
         meta: &Meta,
         stored_only: bool,
-        keys: &HashSet<String>,
+        closed: &Closed,
     ) -> Result<(u64, u64, Option<WalFinding>)> {
         let name = meta.key.rsplit('/').next().unwrap_or_default();
-        let found = |why: String| Some(WalFinding { object: meta.key.clone(), why });
-        // The text of histories is compared when they are read for the windows.
-        if name.starts_with(RESOLVED) || name.ends_with(".history") {
+        let found = |error: &Error| {
+            let missing = error.kind() == ErrorKind::ObjectMissing;
+            Some(WalFinding::new(meta.key.clone(), missing, error.to_string()))
+        };
+        // All that counts is in its name.
+        if name.starts_with(RESOLVED) {
             return Ok((meta.bytes, 0, None));
         }
-        let Some(piece) = Piece::parse(name) else {
-            return Ok((meta.bytes, 0, found("it has no name of WAL".to_owned())));
-        };
-        if let Some((id, method)) = &piece.key
-            && !keys.contains(&format!("{id}.{method}"))
-        {
-            return Ok((meta.bytes, 0, found(format!("its key {id} is missing: nobody can read it"))));
+        if name.ends_with(".history") {
+            return match self.check_history(&meta.key).await {
+                Ok(()) => Ok((meta.bytes, 0, None)),
+                Err(e) if is_damage(&e) => Ok((meta.bytes, 0, found(&e))),
+                Err(e) => Err(e),
+            };
         }
-        let read = if stored_only {
+        let Some(piece) = Piece::parse(name) else {
+            let error = Error::new(ErrorKind::Integrity, "it has no name of WAL");
+            return Ok((meta.bytes, 0, found(&error)));
+        };
+        // What nothing opens is told once, of the key.
+        let is_closed =
+            piece.key.as_ref().is_some_and(|(id, method)| closed.contains_key(&self.key_object(id, method)));
+        let read = if stored_only || is_closed {
             self.compare_stored(&piece, &meta.key).await.map(|()| 0)
         } else {
             let place = match meta.key.rsplit('/').nth(1).map(str::parse) {
@@ -162,10 +270,19 @@ impl Archive {
         };
         match read {
             Ok(raw) => Ok((meta.bytes, raw, None)),
-            Err(e) if matches!(e.kind(), ErrorKind::Integrity | ErrorKind::ObjectMissing) => {
-                Ok((meta.bytes, 0, found(e.to_string())))
-            }
+            Err(e) if is_damage(&e) => Ok((meta.bytes, 0, found(&e))),
             Err(e) => Err(e),
+        }
+    }
+
+    /// Compares the text of a history with its name.
+    async fn check_history(&self, key: &str) -> Result<()> {
+        match self.history_at(key) {
+            Some(history) => {
+                let text = self.read_history(&history).await?;
+                History::parse(history.timeline, &String::from_utf8_lossy(&text)).map(drop)
+            }
+            None => Err(Error::new(ErrorKind::Integrity, "it has no name of a history")),
         }
     }
 

@@ -219,6 +219,10 @@ impl Store for Copy {
         self.store.delete(keys).await.into_iter().map(|result| self.away.seen(result)).collect()
     }
 
+    fn alone(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::clone(&self.store))
+    }
+
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.asked("", self.store.free_bytes()).await
     }

@@ -53,7 +53,7 @@ impl Entry<'_> {
 
 /// What a member of an archive is called in a list: without `./` before it and a slash behind. Empty for the folder
 /// that the archive is of.
-pub(super) fn listed_path(header: &Header) -> Vec<u8> {
+pub(in super::super) fn listed_path(header: &Header) -> Vec<u8> {
     let name = header.path_bytes();
     let path = name.strip_prefix(b"./").unwrap_or(&name);
     let path = path.strip_suffix(b"/").unwrap_or(path);

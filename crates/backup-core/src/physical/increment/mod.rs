@@ -21,7 +21,7 @@ mod tests;
 mod window;
 
 pub(super) use intake::{Coming, Intake, Taken, made_path};
-pub(super) use list::{Entry, ListReader, Stored};
+pub(super) use list::{Entry, ListReader, Stored, listed_path};
 pub(super) use manifest::{Copied, ManifestCopy, Manifests};
 pub use parent::Parent;
 pub(super) use plan::Plan;
