@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use super::object::{Piece, RESOLVED, ShortDigest};
 use super::place::Place;
 use super::read::Sink;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Meta, list_deep};
+use crate::store::Meta;
 
 /// What is wrong with an object of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,7 +74,7 @@ impl Archive {
         jobs: usize,
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
-        let objects = list_deep(self.store(), &self.root()).await?;
+        let objects = self.objects();
         self.verify_objects(objects, stored_only, jobs, cancel).await
     }
 
@@ -97,6 +98,7 @@ impl Archive {
             }
             objects.extend(stored.pieces.into_iter().map(|(_, meta)| meta));
         }
+        let objects = futures::stream::iter(objects.into_iter().map(Ok)).boxed();
         let mut report = self.verify_objects(objects, stored_only, jobs, cancel).await?;
         report.findings.append(&mut missing);
         Ok(report)
@@ -104,28 +106,27 @@ impl Archive {
 
     async fn verify_objects(
         &self,
-        objects: Vec<Meta>,
+        objects: BoxStream<'_, Result<Meta>>,
         stored_only: bool,
         jobs: usize,
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
         let keys = self.key_objects().await?;
         let keys = &keys;
-        let checked: Vec<(u64, u64, Option<WalFinding>)> = futures::stream::iter(objects)
+        let checked = objects
             .take_until(cancel.cancelled())
-            .map(|meta| async move { self.verify_object(&meta, stored_only, keys).await })
-            .buffer_unordered(jobs.max(1))
-            .try_collect()
-            .await?;
-        if cancel.is_cancelled() {
-            return Err(Error::cancelled());
-        }
+            .map(|meta| async move { self.verify_object(&meta?, stored_only, keys).await })
+            .buffer_unordered(jobs.max(1));
+        let mut checked = std::pin::pin!(checked);
         let mut report = WalReport { opened: !stored_only, ..WalReport::default() };
-        for (stored, raw, finding) in checked {
+        while let Some((stored, raw, finding)) = checked.try_next().await? {
             report.objects += 1;
             report.stored_bytes += stored;
             report.raw_bytes += raw;
             report.findings.extend(finding);
+        }
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled());
         }
         report.findings.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(report)
