@@ -123,7 +123,8 @@ impl Way {
             let timeline = recovery.timeline.unwrap_or(own);
             return Ok(Self { span, history: History::first(timeline), reach: alone(timeline) });
         }
-        let inventory = archived.map(|a| a.inventory).filter(|inventory| inventory.survey.system == span.system);
+        let inventory =
+            archived.map(|a| a.inventory).filter(|inventory| inventory.survey.system == span.system);
         let Some(inventory) = inventory else {
             if let Some(timeline) = recovery.timeline.filter(|timeline| *timeline != own) {
                 let message = format!("there is no WAL archive that leads to timeline {timeline}");

@@ -21,8 +21,8 @@ mod read;
 mod receive;
 mod route;
 mod seal;
-mod surplus;
 mod segments;
+mod surplus;
 mod survey;
 mod verify;
 

@@ -65,7 +65,10 @@ impl Segments {
     }
 
     /// Those of some timelines, sorted.
-    pub(super) fn within(&self, timelines: RangeInclusive<u32>) -> impl Iterator<Item = (SegmentName, &Found)> {
+    pub(super) fn within(
+        &self,
+        timelines: RangeInclusive<u32>,
+    ) -> impl Iterator<Item = (SegmentName, &Found)> {
         let groups = self.groups.range((*timelines.start(), 0, 0)..=(*timelines.end(), u32::MAX, u32::MAX));
         groups.flat_map(|((timeline, log, high), row)| {
             row.iter().map(move |found| {

@@ -85,7 +85,8 @@ impl Sieve {
     pub(crate) fn end(&mut self, now: Timestamp) -> Vec<Meta> {
         let oldest = self.oldest.take();
         let mut histories = std::mem::take(&mut self.histories);
-        histories.retain(|(timeline, meta)| oldest.is_none_or(|oldest| *timeline < oldest) && rested(meta, now));
+        histories
+            .retain(|(timeline, meta)| oldest.is_none_or(|oldest| *timeline < oldest) && rested(meta, now));
         // Copies have the same ones.
         histories.sort_by(|(_, a), (_, b)| a.key.cmp(&b.key));
         histories.dedup_by(|(_, a), (_, b)| a.key == b.key);
@@ -137,7 +138,9 @@ fn beside(archive: &Archive, key: &str) -> Of {
         (text.len() == digits).then(|| u64::from_str_radix(text, 16).ok()).flatten()
     };
     match names[..] {
-        ["history", name] => Archive::parse_history("", name).map_or(Of::Unknown, |found| Of::History(found.timeline)),
+        ["history", name] => {
+            Archive::parse_history("", name).map_or(Of::Unknown, |found| Of::History(found.timeline))
+        }
         ["points", place, _] => {
             let point = place.split_once('-').and_then(|(timeline, lsn)| {
                 Some(Of::Point(u32::try_from(hex(timeline, 8)?).ok()?, Lsn(hex(lsn, 16)?)))

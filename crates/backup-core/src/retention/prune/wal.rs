@@ -50,7 +50,12 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn new(prune: &'a Prune, gathered: &'a Gathered, stay: &'a BTreeSet<&'a BackupId>, now: Timestamp) -> Self {
+    fn new(
+        prune: &'a Prune,
+        gathered: &'a Gathered,
+        stay: &'a BTreeSet<&'a BackupId>,
+        now: Timestamp,
+    ) -> Self {
         let whole = gathered.catalog.is_whole();
         Self { prune, gathered, stay, now, sieve: Sieve::default(), whole }
     }
@@ -60,7 +65,12 @@ impl<'a> Judge<'a> {
     }
 
     fn goes(&mut self, archive: &Archive, needed: &Needed<'_>, meta: &Meta) -> bool {
-        self.sieve.goes(archive, meta, |segment, size| needed.segment(segment, size), |t, lsn| needed.point(t, lsn))
+        self.sieve.goes(
+            archive,
+            meta,
+            |segment, size| needed.segment(segment, size),
+            |t, lsn| needed.point(t, lsn),
+        )
     }
 
     /// The histories that go, when all other objects of an archive were judged.
