@@ -82,12 +82,8 @@ async fn measure(what: &str, root: &str) -> String {
         "status" => {
             let status =
                 Status::of(&repository, &cluster, &Objectives::default(), Timestamp::now()).await.unwrap();
-            format!(
-                "{} segments, gap {:?}, window {:?}",
-                status.wal.as_ref().unwrap().segments,
-                status.wal.unwrap().gap,
-                status.window
-            )
+            let wal = status.wal.unwrap();
+            format!("{} segments, gap {:?}, window {:?}", wal.segments, wal.gap, status.window)
         }
         "plan" => {
             let plan = prune(rules).plan().await.unwrap();

@@ -64,8 +64,17 @@ impl Sieve {
         false
     }
 
+    /// An object that was to go stays: the store did not let it go.
+    pub(crate) fn is_left(&mut self, key: &str) {
+        if let Some((WalName::Segment(of) | WalName::Partial(of) | WalName::Backup(of, _), _)) = file_of(key)
+        {
+            self.needs_timeline(of.timeline);
+        }
+        self.stays(key);
+    }
+
     /// Something stays that is sealed with the keys that its name has.
-    pub(crate) fn stays(&mut self, key: &str) {
+    fn stays(&mut self, key: &str) {
         let name = key.rsplit('/').next().unwrap_or_default();
         for word in name.split(['-', '.']).filter(|word| word.len() == ulid::ULID_LEN) {
             if !self.keys.contains(word) {
