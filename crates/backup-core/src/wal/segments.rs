@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn they_are_found_and_sorted() {
         let mut segments = Segments::default();
-        let named = |n: u32| SegmentName { timeline: 1 + n % 3, log: n % 7, segment: n * 37 % 1024 };
-        let mut names: Vec<SegmentName> = (0..5000).map(named).collect();
+        let nth = |n: u32| SegmentName { timeline: 1 + n % 3, log: n % 7, segment: n * 37 % 1024 };
+        let mut names: Vec<SegmentName> = (0..5000).map(nth).collect();
         for (name, n) in names.iter().zip(1..) {
             segments.entry(*name).bytes = n;
         }
