@@ -79,9 +79,9 @@ async fn recovers(major: u32) {
     backup.restore(DataDirectory::at(folder.path().join("data")).recovery(recovery)).await.unwrap();
     std::fs::create_dir(folder.path().join("wal")).unwrap();
     let fetcher = Fetcher::new(archive, Asking::Recovery);
-    for name in inventory.segments.keys() {
+    for name in inventory.survey.names() {
         let to = folder.path().join("wal").join(name.to_string());
-        assert!(fetcher.fetch(WalName::Segment(*name), &to).await.unwrap());
+        assert!(fetcher.fetch(WalName::Segment(name), &to).await.unwrap());
     }
     let script = "start; query 'SELECT count(*) FROM t'; stop";
     assert_eq!(containers::beside_the_copy(major, folder.path(), script), "1500");

@@ -107,18 +107,17 @@ impl Settings {
         let Some(archive) = self.archive(repository, cluster).await? else { return Ok((listing, None)) };
         let (inventory, damaged) = Inventory::load_sound(&archive).await?;
         listing.system_identifier = Some(archive.system().to_string());
-        listing.stored_bytes = inventory.stored_bytes;
+        listing.stored_bytes = inventory.survey.stored_bytes;
         let timelines = inventory.timelines();
         listing.timelines = timelines
             .into_iter()
             .map(|timeline| Timeline {
                 timeline,
-                runs: inventory.runs(timeline),
+                runs: inventory.survey.runs(timeline),
                 ambiguous: inventory.ambiguous.contains(&timeline),
             })
             .collect();
-        let conflicts = inventory.segments.iter().filter(|(_, segment)| segment.conflict);
-        listing.conflicts = conflicts.map(|(name, _)| name.to_string()).collect();
+        listing.conflicts = inventory.survey.conflicts.iter().map(ToString::to_string).collect();
         let catalog = Catalog::load(repository, cluster).await?;
         for backup in catalog.staying() {
             let Some(span) = span(backup).filter(|span| span.system == archive.system()) else { continue };
@@ -150,7 +149,7 @@ impl Settings {
         };
         let archive = self.archive_of(repository, cluster, newest.system)?;
         let inventory = Inventory::load(&archive).await?;
-        if inventory.segments.is_empty() {
+        if inventory.survey.segments() == 0 {
             return Plan::make(backups, None, recovery).map(|plan| (plan, false));
         }
         let points = match recovery.target {

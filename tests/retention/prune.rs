@@ -18,7 +18,7 @@ use pgark::{
 };
 
 use crate::support::counting::Counting;
-use crate::support::shelf::{Fake, SYSTEM, mark, segment, shelf};
+use crate::support::shelf::{Fake, SEGMENT, SYSTEM, mark, segment, shelf};
 
 /// Requests fail from a number on, as those of a killed process do; and some objects cannot be deleted.
 #[derive(Debug, Clone)]
@@ -174,6 +174,109 @@ fn with_wal(memory: &MemoryTransport, to: u64) {
     }
 }
 
+/// Keys of WAL: of what goes, of what stays, of nothing.
+const OLD: &str = "01M7YBC43R60RYQ0FH5E5ZT001";
+const USED: &str = "01M7YBC43R60RYQ0FH5E5ZT002";
+const NEVER: &str = "01M7YBC43R60RYQ0FH5E5ZT003";
+const YOUNG: &str = "01M7YBC43R60RYQ0FH5E5ZT004";
+
+fn sealed(key: &str, with: &str) -> String {
+    key.replace(".zst", &format!("-{with}.zst.age"))
+}
+
+/// Sealed WAL of three timelines, 40 segments in all, with histories, restore points and keys.
+fn with_companions(memory: &MemoryTransport) {
+    let root = format!("clusters/main/wal/{SYSTEM}");
+    let digest = "0123456789abcdef0123456789abcdef";
+    for number in 0..40 {
+        let timeline = if number < 20 { 1 } else { 2 + u32::from(number >= 30) };
+        let with = if number < 32 { OLD } else { USED };
+        put(memory, &sealed(&segment(timeline, number), with), vec![0; 8]);
+        if number % 30 == 5 {
+            let place = format!("{root}/points/{timeline:08X}-{:016X}", number * SEGMENT + 100);
+            let name = format!("00000000-00000040-00000000-{digest}-{digest}-0-0.zst");
+            put(memory, &format!("{place}/{}", sealed(&name, with)), vec![0; 8]);
+        }
+    }
+    for timeline in 2..4 {
+        put(memory, &format!("{root}/history/{timeline:08X}-{digest}.history"), b"a history".to_vec());
+    }
+    for key in [OLD, USED, NEVER] {
+        put(memory, &format!("clusters/main/wal/keys/{key}.age"), vec![0; 8]);
+    }
+    memory.age(Duration::from_hours(31 * 24));
+    put(memory, &format!("clusters/main/wal/keys/{YOUNG}.age"), vec![0; 8]);
+}
+
+/// What is there beside segments: the beginnings of the names of histories and restore points, and the ids of keys.
+fn companions(memory: &MemoryTransport) -> Vec<String> {
+    let of = |key: &String| {
+        let (folder, rest) = ["history", "points", "keys"]
+            .iter()
+            .find_map(|folder| Some((folder, key.split_once(&format!("/{folder}/"))?.1)))?;
+        Some(format!("{folder} {}", &rest[..if *folder == "keys" { 26 } else { 8 }]))
+    };
+    memory.keys().iter().filter_map(of).collect()
+}
+
+/// As `weeks`, of three timelines.
+fn weeks_of_timelines() -> Vec<Fake> {
+    let of = [1, 1, 1, 1, 2, 2, 3, 3];
+    weeks().into_iter().zip(of).map(|(fake, timeline)| fake.with("timeline", timeline)).collect()
+}
+
+#[tokio::test]
+async fn what_belongs_to_wal_goes_with_it() {
+    let fakes = weeks_of_timelines();
+    let template = || {
+        let memory = memory(&fakes);
+        with_companions(&memory);
+        memory
+    };
+    let stays = |names: &[&str]| -> Vec<String> { names.iter().map(ToString::to_string).collect() };
+    let all = template();
+    let (plan, done) = apply(all.clone(), last(2)).await.unwrap();
+    assert_eq!((plan.wal_keys, plan.wal[0].others, plan.remove.wal_others), (2, 2, 4), "{plan:?}");
+    assert_eq!((plan.remove.wal_segments, done.wal_objects), (32, 36));
+    let expected = [&format!("keys {USED}"), &format!("keys {YOUNG}"), "history 00000003", "points 00000003"];
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    assert_eq!(sorted(companions(&all)), sorted(stays(&expected)));
+    assert!(prune(all.clone(), last(2)).await.plan().await.unwrap().is_nothing());
+
+    // A run at work may be of any timeline.
+    let memory = template();
+    let run = Fake::physical(fakes[7].at + SignedDuration::from_hours(3), 0, 0, 99);
+    let (key, body) = run.announcement();
+    put(&memory, &key, body);
+    apply(memory.clone(), last(2)).await.unwrap();
+    assert!(companions(&memory).contains(&"history 00000002".to_owned()));
+
+    // A segment that the store does not let go can still be read, along its timeline.
+    let memory = template();
+    let mut fragile = Fragile::new(&memory);
+    fragile.locked = "/000000020000000000000015/";
+    let (_, done) = apply(fragile, last(2)).await.unwrap();
+    assert_eq!((done.left.len(), done.wal_objects), (1, 33), "{done:?}");
+    let there = companions(&memory);
+    assert!(
+        there.contains(&"history 00000002".to_owned()) && there.contains(&format!("keys {OLD}")),
+        "{there:?}"
+    );
+    let (plan, _) = apply(memory.clone(), last(2)).await.unwrap();
+    assert_eq!((plan.remove.wal_segments, plan.remove.wal_others), (1, 2));
+    assert_eq!(sorted(companions(&memory)), sorted(stays(&expected)));
+
+    // Everything stays while no backup of the cluster is there.
+    let none = self::memory([]);
+    with_companions(&none);
+    let before = none.keys().len();
+    let plan = prune(none.clone(), last(2)).await.plan().await.unwrap();
+    assert!(plan.is_nothing() && none.keys().len() == before, "{plan:?}");
+}
+
 #[tokio::test]
 async fn backups_and_their_wal_go() {
     let fakes = weeks();
@@ -276,10 +379,10 @@ async fn what_comes_while_it_waits_saves_a_backup() {
 
 #[tokio::test]
 async fn a_prune_that_dies_at_any_request_is_ended_by_the_next() {
-    let fakes = weeks();
+    let fakes = weeks_of_timelines();
     let template = || {
         let memory = memory(&fakes);
-        with_wal(&memory, 40);
+        with_companions(&memory);
         memory
     };
     let data = |memory: &MemoryTransport| -> Vec<String> {
@@ -291,6 +394,7 @@ async fn a_prune_that_dies_at_any_request_is_ended_by_the_next() {
     apply(fragile.clone(), last(2)).await.unwrap();
     let requests = usize::MAX - fragile.left.load(Ordering::SeqCst);
     let expected = data(&whole);
+    assert_eq!(companions(&whole).len(), 4);
     assert!(requests > 60, "{requests}");
     for killed_at in 1..requests {
         let memory = template();

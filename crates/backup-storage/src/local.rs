@@ -251,17 +251,22 @@ impl Root {
             }
             let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             // As everywhere else, what a link leads to.
-            match std::fs::metadata(entry.path()) {
+            let metadata = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => None,
+                _ => match std::fs::metadata(entry.path()) {
+                    Ok(metadata) => Some(metadata).filter(|metadata| !metadata.is_dir()),
+                    // Deleted while it was listed.
+                    Err(e) if e.kind() == Io::NotFound => continue,
+                    Err(e) => return Err(failed("listing", folder)(e)),
+                },
+            };
+            match metadata {
+                Some(metadata) => found.push(Entry::Object(meta(key, &metadata)?)),
                 // One that is empty stays where a process died between its last file and itself.
-                Ok(metadata) if metadata.is_dir() => {
-                    if has_object(&entry.path()).map_err(failed("listing", folder))? {
-                        found.push(Entry::Folder(key));
-                    }
+                None if has_object(&entry.path()).map_err(failed("listing", folder))? => {
+                    found.push(Entry::Folder(key));
                 }
-                Ok(metadata) => found.push(Entry::Object(meta(key, &metadata)?)),
-                // Deleted while it was listed.
-                Err(e) if e.kind() == Io::NotFound => {}
-                Err(e) => return Err(failed("listing", folder)(e)),
+                None => {}
             }
         }
         Ok(found)
@@ -312,21 +317,18 @@ fn has_object(folder: &Path) -> io::Result<bool> {
         Err(e) if absent(&e) => return Ok(false),
         other => other?,
     };
-    let mut folders = Vec::new();
     for entry in entries {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        match std::fs::metadata(entry.path()) {
-            Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
-            Ok(_) => return Ok(true),
-            Err(e) if absent(&e) => {}
-            Err(e) => return Err(e),
+        // Neither the others nor their times matter: a group of WAL has hundreds of folders.
+        let kind = entry.file_type()?;
+        let is_folder = kind.is_dir() || !kind.is_file() && entry.path().is_dir();
+        if is_folder && has_object(&entry.path())? {
+            return Ok(true);
         }
-    }
-    for folder in folders {
-        if has_object(&folder)? {
+        if !is_folder && (kind.is_file() || entry.path().exists()) {
             return Ok(true);
         }
     }

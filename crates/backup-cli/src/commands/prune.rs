@@ -38,15 +38,21 @@ fn text(answer: &PruneAnswer) -> String {
             let sums = answer.plan.remove;
             let _ = writeln!(
                 text,
-                "{} backups ({}) and {} segments of WAL ({}) would be removed: add --apply to do it",
+                "{} backups ({}) and {} segments of WAL ({}){} would be removed: add --apply to do it",
                 sums.backups,
                 render::bytes(sums.stored_bytes),
                 sums.wal_segments,
                 render::bytes(sums.wal_bytes),
+                others(sums.wal_others),
             );
         }
     }
     text
+}
+
+/// Nothing, where there are none: mostly.
+fn others(count: u64) -> String {
+    if count > 0 { format!(", with {count} objects that belong to it,") } else { String::new() }
 }
 
 fn plan(plan: &PrunePlan) -> String {
@@ -82,6 +88,13 @@ fn plan(plan: &PrunePlan) -> String {
                 render::bytes(stretch.stored_bytes),
             );
         }
+        if wal.others > 0 {
+            let _ = writeln!(text, "  REMOVE {} restore points, histories and other objects", wal.others);
+        }
+    }
+    if plan.wal_keys > 0 {
+        let _ =
+            writeln!(text, "REMOVE {} keys of WAL: nothing that stays is sealed with them", plan.wal_keys);
     }
     for id in &plan.interrupted {
         let _ = writeln!(text, "REMOVE what is left of {id}: a prune did not end");

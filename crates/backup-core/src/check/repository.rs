@@ -161,7 +161,7 @@ async fn wal(repository: &Repository, catalog: &Catalog, report: &mut Report) ->
     let Some(span) = span(newest) else { return Ok(()) };
     let archive = Archive::of(repository, catalog.cluster(), span.system, None);
     let inventory = Inventory::load(&archive).await?;
-    if inventory.segments.is_empty() {
+    if inventory.survey.segments() == 0 {
         report.warn(
             "archiving",
             format!("there is no WAL archive: what was written after {} is lost with the server", newest.id),

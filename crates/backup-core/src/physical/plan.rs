@@ -115,7 +115,7 @@ impl Way {
     fn of(span: Span, archived: Option<&Archived<'_>>, recovery: &Recovery) -> Result<Self> {
         let own = span.wal.timeline;
         let alone = |timeline| {
-            let mut reach = Inventory::none(span.system).reach(span.wal, &History::first(own));
+            let mut reach = Inventory::default().reach(span.wal, &History::first(own));
             reach.timeline = timeline;
             reach
         };
@@ -123,7 +123,8 @@ impl Way {
             let timeline = recovery.timeline.unwrap_or(own);
             return Ok(Self { span, history: History::first(timeline), reach: alone(timeline) });
         }
-        let inventory = archived.map(|a| a.inventory).filter(|inventory| inventory.system == span.system);
+        let inventory =
+            archived.map(|a| a.inventory).filter(|inventory| inventory.survey.system == span.system);
         let Some(inventory) = inventory else {
             if let Some(timeline) = recovery.timeline.filter(|timeline| *timeline != own) {
                 let message = format!("there is no WAL archive that leads to timeline {timeline}");
@@ -185,7 +186,7 @@ impl Way {
             return Ok(());
         }
         let inventory =
-            archived.map(|a| a.inventory).filter(|inventory| inventory.system == self.span.system);
+            archived.map(|a| a.inventory).filter(|inventory| inventory.survey.system == self.span.system);
         let own = History::first(self.span.wal.timeline);
         let reach = inventory.map_or_else(|| self.reach.clone(), |found| found.reach(self.span.wal, &own));
         if reach.to >= reach.from { Ok(()) } else { Err(unreached(NO_OWN_WAL.to_owned(), &reach, archived)) }

@@ -248,6 +248,11 @@ impl Catalog {
         sorted.into_iter()
     }
 
+    /// Whether all copies answered, where the repository has any.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.incomplete
+    }
+
     /// The marks of the backups.
     pub fn marks(&self) -> &Marks {
         &self.marks

@@ -90,7 +90,7 @@ impl Repository {
     }
 
     /// The repository in each of its copies, whether they answer or not; none where it is in one place only.
-    pub(super) fn each_copy(&self) -> Vec<Self> {
+    pub(crate) fn each_copy(&self) -> Vec<Self> {
         let copies = self.store.copies().into_iter();
         copies.map(|store| Self { store, marker: self.marker.clone() }).collect()
     }

@@ -93,6 +93,11 @@ impl WalNeeds {
         Self { from: Some(from.unwrap_or(Lsn(u64::MAX))), apart, why }
     }
 
+    /// Whether nothing is needed at all.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.from == Some(Lsn(u64::MAX)) && self.apart.is_empty()
+    }
+
     /// Whether something of a segment is needed.
     pub fn needs(&self, segment: SegmentName, segment_bytes: u64) -> bool {
         let Some(from) = self.from else { return true };

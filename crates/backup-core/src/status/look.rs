@@ -152,7 +152,7 @@ fn median(values: &[u64]) -> Option<u64> {
 fn wal_status(survey: &Survey, newest: Option<&Span>, history: Option<&History>) -> WalStatus {
     let end = survey.timelines.values().next_back();
     let gap = newest.and_then(|span| match history {
-        Some(history) => survey.gap(span.wal, history).map(|segment| segment.to_string()),
+        Some(history) => survey.reach(span.wal, history).gap,
         None => Some("behind a timeline that two servers began".to_owned()),
     });
     WalStatus {
@@ -171,7 +171,7 @@ fn window(catalog: &Catalog, survey: &Survey, history: Option<&History>) -> Opti
     let leads = |span: &Span| {
         span.system == survey.system
             && history.passes(span.wal.timeline, span.wal.end)
-            && survey.gap(span.wal, history).is_none()
+            && survey.reach(span.wal, history).gap.is_none()
     };
     let spans = catalog.backups().rev().filter(|backup| is_good(catalog, backup)).filter_map(span);
     let oldest = spans.take_while(leads).last()?;

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use ulid::Ulid;
 
 use super::history::History;
@@ -12,7 +13,7 @@ use super::seal::Sealed;
 use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{ClusterName, Digest, Repository, layout};
-use crate::store::{Created, Entry, Store, list_sorted, read_checked};
+use crate::store::{Created, Entry, Meta, Store, list_sorted, read_checked};
 
 /// More than any history file has.
 const HISTORY_LIMIT: usize = 1 << 20;
@@ -75,6 +76,11 @@ impl Archive {
     /// The stores in which a piece may be read.
     pub(super) fn sources(&self) -> Vec<Arc<dyn Store>> {
         crate::store::sources(self.repository.store())
+    }
+
+    /// Every object of it.
+    pub(crate) fn objects(&self) -> BoxStream<'_, Result<Meta>> {
+        self.store().walk(&self.root())
     }
 
     /// The folder of all.
@@ -168,7 +174,7 @@ impl Archive {
         entries.iter().filter_map(|entry| Self::parse_history(&folder, entry.name())).collect()
     }
 
-    fn parse_history(folder: &str, name: &str) -> Option<StoredHistory> {
+    pub(super) fn parse_history(folder: &str, name: &str) -> Option<StoredHistory> {
         let (timeline, digest) = name.strip_suffix(".history")?.split_once('-')?;
         let WalName::History(timeline) = format!("{timeline}.history").parse().ok()? else { return None };
         Some(StoredHistory { timeline, digest: ShortDigest::parse(digest)?, key: format!("{folder}/{name}") })

@@ -1,53 +1,27 @@
 //! What an archive has, and which moments can be reached from a backup.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::Archive;
 use super::history::History;
-use super::name::{SegmentName, WalName};
-use super::object::Stored;
+use super::name::SegmentName;
+use super::survey::Survey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Lsn;
-use crate::store::{Meta, list_deep};
 
-/// What the archive has of one segment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Segment {
-    /// Whether it is there to its end.
-    pub complete: bool,
-    /// Up to where it is there without a gap, in bytes.
-    pub contiguous: u64,
-    /// Whether there are several that differ, and nobody has said which one counts.
-    pub conflict: bool,
-    /// The earliest commit or abort in it.
-    pub first: Option<Timestamp>,
-    /// The latest.
-    pub last: Option<Timestamp>,
-    /// Bytes as stored.
-    pub stored_bytes: u64,
-}
-
-/// What an archive has, at one time.
-#[derive(Debug, Clone)]
+/// What an archive has, at one time, and the histories of its timelines.
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Inventory {
-    /// The system identifier.
-    pub system: u64,
-    /// Size of segments; nothing where there are none.
-    pub segment_bytes: Option<u64>,
-    /// The segments.
-    pub segments: BTreeMap<SegmentName, Segment>,
+    /// Its objects.
+    pub survey: Survey,
     /// Histories of the timelines behind the first.
     pub histories: BTreeMap<u32, History>,
     /// Timelines that several servers began: their histories differ.
     pub ambiguous: BTreeSet<u32>,
-    /// Bytes as stored.
-    pub stored_bytes: u64,
 }
 
 /// A run of segments of one timeline that is there, or not.
@@ -103,25 +77,13 @@ impl BackupSpan {
     }
 
     /// From here on its recovery needs the archive.
-    fn needs_from(&self) -> Lsn {
+    pub(super) fn needs_from(&self) -> Lsn {
         if self.brings_wal { self.end } else { self.start }
     }
 }
 
 impl Inventory {
-    /// That of a cluster without an archive.
-    pub(crate) fn none(system: u64) -> Self {
-        Self {
-            system,
-            segment_bytes: None,
-            segments: BTreeMap::new(),
-            histories: BTreeMap::new(),
-            ambiguous: BTreeSet::new(),
-            stored_bytes: 0,
-        }
-    }
-
-    /// Lists an archive.
+    /// Lists an archive, and reads its histories.
     ///
     /// # Errors
     /// Those of the store; [`Integrity`](ErrorKind::Integrity) where a history is damaged, of which much depends.
@@ -137,32 +99,8 @@ impl Inventory {
     /// # Errors
     /// Those of the store.
     pub async fn load_sound(archive: &Archive) -> Result<(Self, Option<Error>)> {
-        let mut files: BTreeMap<SegmentName, Vec<Meta>> = BTreeMap::new();
-        let mut stored_bytes = 0;
-        for meta in list_deep(archive.store(), &archive.root()).await? {
-            stored_bytes += meta.bytes;
-            let name = meta.key.rsplit('/').nth(1).and_then(|name| name.parse().ok());
-            if let Some(WalName::Segment(segment)) = name {
-                files.entry(segment).or_default().push(meta);
-            }
-        }
         let mut damaged = None;
-        let mut inventory = Self { stored_bytes, ..Self::none(archive.system()) };
-        for (name, objects) in files {
-            let stored = Stored::of(objects);
-            let Some((piece, _)) = stored.pieces.first() else { continue };
-            inventory.segment_bytes = Some(piece.segment_bytes);
-            let pieces = || stored.pieces.iter().map(|(piece, _)| piece);
-            let segment = Segment {
-                complete: stored.is_complete(),
-                contiguous: stored.contiguous(),
-                conflict: stored.in_conflict(),
-                first: pieces().filter_map(|p| p.first).min(),
-                last: pieces().filter_map(|p| p.last).max(),
-                stored_bytes: stored.pieces.iter().map(|(_, meta)| meta.bytes).sum(),
-            };
-            inventory.segments.insert(name, segment);
-        }
+        let mut inventory = Self { survey: Survey::load(archive).await?, ..Self::default() };
         for stored in archive.histories().await? {
             let read = async {
                 let text = archive.read_history(&stored).await?;
@@ -185,7 +123,7 @@ impl Inventory {
 
     /// The timelines that there is WAL or a history of.
     pub fn timelines(&self) -> BTreeSet<u32> {
-        self.segments.keys().map(|name| name.timeline).chain(self.histories.keys().copied()).collect()
+        self.survey.timelines.keys().chain(self.histories.keys()).copied().collect()
     }
 
     /// The history of a timeline.
@@ -228,8 +166,8 @@ impl Inventory {
                 .map(|s| s.at)
                 .max();
             let Some(left) = left else { return true };
-            let of_it = self.segments.iter().filter(|(name, _)| name.timeline == timeline);
-            of_it.map(|(name, _)| name.start(span.segment_bytes)).any(|start| start >= left)
+            let newest = self.survey.timelines.get(&timeline);
+            newest.is_some_and(|newest| newest.segment.start(span.segment_bytes) >= left)
         };
         let mut all: Vec<u32> = behind.iter().map(|h| h.timeline).chain([span.timeline]).collect();
         all.sort_unstable();
@@ -246,64 +184,7 @@ impl Inventory {
 
     /// How far recovery comes from a backup along a history.
     pub fn reach(&self, span: BackupSpan, history: &History) -> Reach {
-        let size = span.segment_bytes;
-        let to = span.needs_from();
-        let mut reach =
-            Reach { timeline: history.timeline, from: span.end, to, last_commit: None, gap: None };
-        // The backup's own last segment ends where the backup ended.
-        let mut number = if span.brings_wal { span.end.0.saturating_sub(1) } else { span.start.0 } / size;
-        loop {
-            let found =
-                history.candidates(number, size).filter(|timeline| *timeline >= span.timeline).find_map(
-                    |timeline| self.segments.get_key_value(&SegmentName::numbered(timeline, number, size)),
-                );
-            let Some((name, segment)) = found.filter(|(_, s)| !s.conflict && s.contiguous > 0) else { break };
-            reach.last_commit = reach.last_commit.max(segment.last);
-            let end = name.start(size).0 + if segment.complete { size } else { segment.contiguous };
-            reach.to = reach.to.max(Lsn(end));
-            if !segment.complete {
-                break;
-            }
-            number += 1;
-        }
-        let first_missing = reach.to.0 / size;
-        let later = self.segments.keys().any(|name| {
-            let start = name.start(size);
-            name.number(size) > first_missing
-                && history.end_of(name.timeline).is_some_and(|end| end.is_none_or(|end| start < end))
-        });
-        let conflict = history
-            .candidates(first_missing, size)
-            .filter_map(|timeline| self.segments.get(&SegmentName::numbered(timeline, first_missing, size)))
-            .any(|segment| segment.conflict);
-        if later || conflict || reach.to < span.end {
-            let timeline = history.candidates(first_missing, size).next().unwrap_or(history.timeline);
-            reach.gap = Some(SegmentName::numbered(timeline, first_missing, size).to_string());
-        }
-        reach
-    }
-
-    /// The runs of whole segments of a timeline, and between them those that are missing.
-    pub fn runs(&self, timeline: u32) -> Vec<Run> {
-        let Some(size) = self.segment_bytes else { return Vec::new() };
-        let mut runs: Vec<RangeInclusive<u64>> = Vec::new();
-        for (name, segment) in &self.segments {
-            if name.timeline != timeline || !segment.complete {
-                continue;
-            }
-            let number = name.number(size);
-            match runs.last_mut() {
-                Some(run) if *run.end() + 1 == number => *run = *run.start()..=number,
-                _ => runs.push(number..=number),
-            }
-        }
-        runs.into_iter()
-            .map(|run| Run {
-                first: SegmentName::numbered(timeline, *run.start(), size).to_string(),
-                last: SegmentName::numbered(timeline, *run.end(), size).to_string(),
-                segments: run.end() - run.start() + 1,
-            })
-            .collect()
+        self.survey.reach(span, history)
     }
 }
 
@@ -316,26 +197,27 @@ impl Inventory {
         histories: &[(u32, &str)],
     ) -> Self {
         let size = 16 << 20;
-        let segment = |complete, last| Segment {
-            complete,
-            contiguous: if complete { size } else { 4096 },
-            conflict: false,
-            first: None,
-            last,
-            stored_bytes: 1,
-        };
+        let mut surveyor = super::survey::Surveyor::of(7);
+        for (timeline, number, complete, last) in segments {
+            let digest = super::ShortDigest::from(crate::repository::Digest::of(&[]));
+            let piece = super::Piece {
+                offset: 0,
+                length: if *complete { size } else { 4096 },
+                segment_bytes: size,
+                raw: digest.clone(),
+                stored: digest,
+                first: None,
+                last: *last,
+                key: None,
+            };
+            let name = SegmentName::numbered(*timeline, *number, size);
+            let key = format!("{name}/{}", piece.name());
+            surveyor.take(&crate::store::Meta { key, bytes: 1, modified: Timestamp::UNIX_EPOCH });
+        }
         Self {
-            system: 7,
-            segment_bytes: Some(size),
-            segments: segments
-                .iter()
-                .map(|(t, n, complete, last)| {
-                    (SegmentName::numbered(*t, *n, size), segment(*complete, *last))
-                })
-                .collect(),
+            survey: surveyor.finish(),
             histories: histories.iter().map(|(t, text)| (*t, History::parse(*t, text).unwrap())).collect(),
             ambiguous: BTreeSet::new(),
-            stored_bytes: 0,
         }
     }
 }
@@ -407,13 +289,5 @@ mod tests {
         assert_eq!(two.leaves(span(2 * SIZE, 2 * SIZE + 9)), [3, 4]);
         // Behind the switch only the old timeline leads on.
         assert_eq!(two.leaves(span(4 * SIZE, 4 * SIZE + 9)), [1]);
-    }
-
-    #[test]
-    fn runs_are_divided_by_what_is_missing() {
-        let runs =
-            inventory(&[(1, 2, true), (1, 3, true), (1, 5, true), (1, 6, false), (2, 4, true)], &[]).runs(1);
-        let spans: Vec<(&str, u64)> = runs.iter().map(|run| (&run.first[16..], run.segments)).collect();
-        assert_eq!(spans, [("00000002", 2), ("00000005", 1)]);
     }
 }

@@ -19,7 +19,10 @@ mod points;
 mod push;
 mod read;
 mod receive;
+mod route;
 mod seal;
+mod segments;
+mod surplus;
 mod survey;
 mod verify;
 
@@ -28,7 +31,7 @@ pub(crate) use copy::{WalCopy, Written};
 pub use destination::Destination;
 pub use fetch::{Asking, Fetcher};
 pub use history::{History, Switch};
-pub use inventory::{BackupSpan, Inventory, Reach, Run, Segment};
+pub use inventory::{BackupSpan, Inventory, Reach, Run};
 pub use name::{SegmentName, WalName};
 pub use needed::ArchivedWal;
 pub use object::{Piece, ShortDigest, Stored};
@@ -36,7 +39,9 @@ pub use page::{SegmentHeader, TimeScan, Times};
 pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
 pub use receive::Receiver;
-pub use survey::{Newest, Stretch, Survey};
+pub(crate) use surplus::Sieve;
+pub(crate) use survey::Surveyor;
+pub use survey::{Newest, Segment, Stretch, Survey};
 pub use verify::{WalFinding, WalReport};
 
 /// The digest of a stored object of WAL, as its name says it.

@@ -1,23 +1,24 @@
 //! What an archive has, cheaply: a million objects are counted as they are listed, and none of their names is held.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::Archive;
 use super::history::History;
-use super::inventory::{BackupSpan, Run};
+use super::inventory::{BackupSpan, Reach, Run};
 use super::name::{SegmentName, WalName};
 use super::object::{RESOLVED, ShortDigest};
+use super::route::Route;
+use super::segments::{Found, Segments};
 use crate::error::Result;
 use crate::store::Meta;
 
-/// What an archive has, at one time. Other than [`Inventory`](super::Inventory) it does not say how far recovery comes
-/// from a backup; it takes 50 bytes of memory a segment, and one listing.
-#[derive(Debug, Clone)]
+/// What an archive has, at one time. It takes 32 bytes of memory a segment, and one listing.
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Survey {
     /// The system identifier.
@@ -30,8 +31,12 @@ pub struct Survey {
     pub timelines: BTreeMap<u32, Newest>,
     /// Segments of which several differ, and nobody has said which one counts.
     pub conflicts: BTreeSet<SegmentName>,
-    segments: BTreeMap<SegmentName, Found>,
+    segments: Segments,
     segment_bytes: Option<u64>,
+    /// Of segments that are not there to their end, what is: from, to.
+    pieces: BTreeMap<SegmentName, Vec<(u64, u64)>>,
+    /// The ways along histories that were asked for.
+    routes: Arc<Mutex<Vec<Arc<Route>>>>,
 }
 
 /// The end of a timeline.
@@ -46,14 +51,20 @@ pub struct Newest {
     pub stored: Timestamp,
 }
 
-/// What is there of a segment. Kept small: there are a million of them.
-#[derive(Debug, Clone, Copy, Default)]
-struct Found {
-    /// The beginning of the raw digest of the first whole file.
-    digest: u64,
-    bytes: u64,
-    objects: u32,
-    whole: bool,
+/// What the archive has of one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Segment {
+    /// Whether it is there to its end.
+    pub complete: bool,
+    /// Up to where it is there without a gap, in bytes.
+    pub contiguous: u64,
+    /// Whether there are several that differ, and nobody has said which one counts.
+    pub conflict: bool,
+    /// The latest commit or abort in it.
+    pub last: Option<Timestamp>,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
 }
 
 /// Segments in a row.
@@ -73,17 +84,23 @@ pub struct Stretch {
 }
 
 /// What a survey reads of an object's name.
-struct Glance {
+pub(super) struct Glance {
     offset: u64,
     length: u64,
-    segment_bytes: u64,
+    pub(super) segment_bytes: u64,
+    /// The beginning of the raw digest; not 0.
     digest: u64,
     last: i64,
 }
 
+/// The beginning of a digest, as a number that is not 0.
+fn beginning(digest: &str) -> Option<u64> {
+    u64::from_str_radix(digest.get(..16)?, 16).ok().map(|digest| digest.max(1))
+}
+
 impl Glance {
     /// Of a name as [`Piece`](super::Piece) has it, without copies.
-    fn parse(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         let (stem, suffix) = name.split_once('.')?;
         if !suffix.starts_with("zst") {
             return None;
@@ -91,7 +108,7 @@ impl Glance {
         let mut fields = stem.split('-');
         let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
         let (offset, length, segment_bytes) = (number()?, number()?, number()?);
-        let digest = fields.next().and_then(|raw| u64::from_str_radix(raw.get(..16)?, 16).ok())?;
+        let digest = beginning(fields.next()?)?;
         fields.next().and_then(ShortDigest::is_one)?;
         fields.next()?;
         let last = fields.next()?.parse().ok()?;
@@ -107,23 +124,32 @@ pub(super) fn file_of(key: &str) -> Option<(WalName, &str)> {
 }
 
 /// Makes a survey of objects as they come.
-struct Surveyor {
+#[derive(Default)]
+pub(crate) struct Surveyor {
     survey: Survey,
-    /// Of segments that are not whole in one piece, what is covered: from, to.
-    pieces: BTreeMap<SegmentName, Vec<(u64, u64)>>,
-    conflicts: BTreeSet<SegmentName>,
-    resolved: BTreeSet<SegmentName>,
+    /// Of segments of which whole files differ, the beginnings of their digests.
+    differing: BTreeMap<SegmentName, BTreeSet<u64>>,
+    /// The names of the newest decisions between these.
+    resolved: BTreeMap<SegmentName, String>,
 }
 
 impl Surveyor {
-    fn take(&mut self, meta: &Meta) {
+    pub(super) fn of(system: u64) -> Self {
+        Self { survey: Survey { system, ..Survey::default() }, ..Self::default() }
+    }
+
+    /// Whether it is a piece of a segment.
+    pub(crate) fn take(&mut self, meta: &Meta) -> bool {
         self.survey.objects += 1;
         self.survey.stored_bytes += meta.bytes;
-        let Some((WalName::Segment(segment), name)) = file_of(&meta.key) else { return };
+        let Some((WalName::Segment(segment), name)) = file_of(&meta.key) else { return false };
         if name.starts_with(RESOLVED) {
-            self.resolved.insert(segment);
+            let newest = self.resolved.entry(segment).or_default();
+            if newest.as_str() < name {
+                name.clone_into(newest);
+            }
         }
-        let Some(piece) = Glance::parse(name) else { return };
+        let Some(piece) = Glance::parse(name) else { return false };
         self.survey.segment_bytes = Some(piece.segment_bytes);
         let last = Timestamp::from_microsecond(piece.last).ok().filter(|_| piece.last != 0);
         let newest = Newest { segment, last_commit: None, stored: meta.modified };
@@ -132,25 +158,37 @@ impl Surveyor {
         newest.last_commit = newest.last_commit.max(last);
         newest.stored = newest.stored.max(meta.modified);
 
-        let found = self.survey.segments.entry(segment).or_default();
+        let found = self.survey.segments.entry(segment);
         found.bytes += meta.bytes;
-        found.objects += 1;
+        // Before 1970 is no commit.
+        found.last = found.last.max(piece.last);
+        let pieces = &mut self.survey.pieces;
         if piece.offset == 0 && piece.length == piece.segment_bytes {
-            if found.whole && found.digest != piece.digest && found.digest != 0 {
-                self.conflicts.insert(segment);
+            if found.digest != 0 && found.digest != piece.digest {
+                let differing = self.differing.entry(segment).or_default();
+                differing.extend([found.digest, piece.digest]);
             }
             (found.whole, found.digest) = (true, piece.digest);
         } else if !found.whole {
-            let covered = self.pieces.entry(segment).or_default();
+            let covered = pieces.entry(segment).or_default();
             cover(covered, (piece.offset, piece.offset + piece.length));
             // Whole, of pieces: there is no digest of it.
-            if covered.first().is_some_and(|(from, to)| *from == 0 && *to >= piece.segment_bytes) {
-                found.whole = true;
+            found.whole = covered.first().is_some_and(|(from, to)| *from == 0 && *to >= piece.segment_bytes);
+        }
+        if found.whole && !pieces.is_empty() {
+            pieces.remove(&segment);
+        }
+        true
+    }
+
+    pub(crate) fn finish(mut self) -> Survey {
+        for (segment, digests) in self.differing {
+            let chosen = self.resolved.get(&segment).and_then(|name| beginning(name.rsplit('-').next()?));
+            if chosen.is_none_or(|chosen| !digests.contains(&chosen)) {
+                self.survey.conflicts.insert(segment);
             }
         }
-        if found.whole && !self.pieces.is_empty() {
-            self.pieces.remove(&segment);
-        }
+        self.survey
     }
 }
 
@@ -167,76 +205,60 @@ fn cover(ranges: &mut Vec<(u64, u64)>, (mut from, mut to): (u64, u64)) {
     ranges.insert(at, (from, to));
 }
 
-impl Archive {
-    /// The objects of segments that are not needed, and of what belongs to these.
-    /// `unneeded` is asked with the size of segments, where the object's name says it.
-    pub(crate) fn unneeded<'a>(
-        &'a self,
-        unneeded: impl Fn(SegmentName, Option<u64>) -> bool + Send + Sync + 'a,
-    ) -> BoxStream<'a, Result<Meta>> {
-        let goes = move |meta: &Meta| {
-            let Some((name, object)) = file_of(&meta.key) else { return false };
-            let size = Glance::parse(object).map(|piece| piece.segment_bytes).filter(|bytes| *bytes > 0);
-            match name {
-                WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _) => {
-                    unneeded(segment, size)
-                }
-                WalName::History(_) => false,
-            }
-        };
-        self.store().walk(&self.root()).try_filter(move |meta| std::future::ready(goes(meta))).boxed()
-    }
-}
-
 impl Survey {
     /// Lists an archive.
     pub async fn load(archive: &Archive) -> Result<Self> {
-        let survey = Self {
-            system: archive.system(),
-            objects: 0,
-            stored_bytes: 0,
-            timelines: BTreeMap::new(),
-            conflicts: BTreeSet::new(),
-            segments: BTreeMap::new(),
-            segment_bytes: None,
-        };
-        let (pieces, conflicts, resolved) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        let mut surveyor = Surveyor { survey, pieces, conflicts, resolved };
-        let mut objects = archive.store().walk(&archive.root());
+        let mut surveyor = Surveyor::of(archive.system());
+        let mut objects = archive.objects();
         while let Some(meta) = objects.try_next().await? {
             surveyor.take(&meta);
         }
-        let mut survey = surveyor.survey;
-        survey.conflicts = &surveyor.conflicts - &surveyor.resolved;
-        Ok(survey)
+        Ok(surveyor.finish())
     }
 
-    /// The first segment that recovery from a backup along a history would miss though there are later ones, or though
-    /// the backup needs it.
-    pub fn gap(&self, span: BackupSpan, history: &History) -> Option<SegmentName> {
-        let size = span.segment_bytes;
-        let first = if span.brings_wal { span.end.0 } else { span.start.0 } / size;
-        let on_the_way = |segment: &&SegmentName| {
-            history
-                .end_of(segment.timeline)
-                .is_some_and(|end| end.is_none_or(|end| segment.start(size) < end))
-        };
-        let newest = self.segments.keys().filter(on_the_way).map(|segment| segment.number(size)).max();
-        let needed = if span.brings_wal { None } else { Some(span.end.0.saturating_sub(1) / size) };
-        let last = newest.max(needed)?;
-        (first..=last).find_map(|number| {
-            let named = |timeline| SegmentName::numbered(timeline, number, size);
-            let mut candidates =
-                history.candidates(number, size).filter(|timeline| *timeline >= span.timeline).map(named);
-            let first = candidates.next()?;
-            let there = |segment: &SegmentName| {
-                // The newest one may be on its way.
-                self.segments.get(segment).is_some_and(|found| found.whole || Some(number) == newest)
-                    && !self.conflicts.contains(segment)
-            };
-            let found = there(&first) || candidates.any(|segment| there(&segment));
-            (!found).then_some(first)
+    /// How far recovery comes from a backup along a history. The first question about a history takes a look at all
+    /// segments, further ones a search.
+    pub fn reach(&self, span: BackupSpan, history: &History) -> Reach {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = routes.iter().find(|route| route.is_of(history, span.segment_bytes)).cloned();
+        let route = known.unwrap_or_else(|| {
+            let new = Arc::new(Route::new(self, history, span.segment_bytes));
+            routes.push(Arc::clone(&new));
+            new
+        });
+        drop(routes);
+        route.reach(self, span)
+    }
+
+    /// What is there of a segment; nothing where there is none of it.
+    pub fn segment(&self, name: SegmentName) -> Option<Segment> {
+        let found = self.segments.get(name)?;
+        let size = self.segment_bytes?;
+        Some(Segment {
+            complete: found.whole,
+            contiguous: self.contiguous(name, found, size),
+            conflict: self.conflicts.contains(&name),
+            last: Timestamp::from_microsecond(found.last).ok().filter(|_| found.last != 0),
+            stored_bytes: found.bytes,
         })
+    }
+
+    /// The segments, whole or not, sorted.
+    pub fn names(&self) -> impl Iterator<Item = SegmentName> {
+        self.segments.iter().map(|(name, _)| name)
+    }
+
+    pub(super) fn all(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// Up to where a segment is there without a gap.
+    pub(super) fn contiguous(&self, name: SegmentName, found: &Found, segment_bytes: u64) -> u64 {
+        if found.whole {
+            return segment_bytes;
+        }
+        let first = self.pieces.get(&name).and_then(|pieces| pieces.first());
+        first.filter(|(from, _)| *from == 0).map_or(0, |(_, to)| *to)
     }
 
     /// How many segments there are, whole or not.
@@ -257,9 +279,9 @@ impl Survey {
         stretches.into_iter().map(run).collect()
     }
 
-    /// The segments, whole or not, that something holds for, in rows.
-    pub fn those(&self, holds: impl Fn(SegmentName) -> bool) -> Vec<Stretch> {
-        self.stretches(|segment, _| holds(*segment))
+    /// All segments, whole or not, in rows.
+    pub fn rows(&self) -> Vec<Stretch> {
+        self.stretches(|_, _| true)
     }
 
     fn stretches(&self, holds: impl Fn(&SegmentName, &Found) -> bool) -> Vec<Stretch> {
@@ -272,7 +294,7 @@ impl Survey {
                 {
                     stretch.segments += 1;
                     stretch.stored_bytes += found.bytes;
-                    *last = *segment;
+                    *last = segment;
                 }
                 _ => all.push((
                     Stretch {
@@ -282,7 +304,7 @@ impl Survey {
                         segments: 1,
                         stored_bytes: found.bytes,
                     },
-                    *segment,
+                    segment,
                 )),
             }
         }
@@ -299,21 +321,7 @@ mod tests {
     const SIZE: u64 = 16 << 20;
 
     fn survey(objects: &[(u32, u64, u64, u64, u8)]) -> Survey {
-        let survey = Survey {
-            system: 7,
-            objects: 0,
-            stored_bytes: 0,
-            timelines: BTreeMap::new(),
-            conflicts: BTreeSet::new(),
-            segments: BTreeMap::new(),
-            segment_bytes: None,
-        };
-        let mut surveyor = Surveyor {
-            survey,
-            pieces: BTreeMap::new(),
-            conflicts: BTreeSet::new(),
-            resolved: BTreeSet::new(),
-        };
+        let mut surveyor = Surveyor::of(7);
         for (timeline, number, offset, length, seed) in objects {
             let raw = ShortDigest::from(Digest::of(&[*seed]));
             let piece = Piece {
@@ -332,10 +340,7 @@ mod tests {
             let key = format!("clusters/main/wal/7/x/y/{segment}/{}", piece.name());
             surveyor.take(&Meta { key, bytes: 10, modified: Timestamp::UNIX_EPOCH });
         }
-        assert!(surveyor.pieces.len() <= objects.len());
-        let mut survey = surveyor.survey;
-        survey.conflicts = &surveyor.conflicts - &surveyor.resolved;
-        survey
+        surveyor.finish()
     }
 
     #[test]
@@ -360,10 +365,10 @@ mod tests {
         let newest = found.timelines[&1];
         assert_eq!((newest.segment, newest.last_commit), (name(1, 7), Timestamp::from_microsecond(7).ok()));
         assert_eq!((found.objects, found.segments(), found.stored_bytes), (9, 6, 90));
-        let some = found.those(|segment| segment.number(SIZE) > 3 && segment.timeline == 1);
-        let some: Vec<_> = some.iter().map(|s| (s.first.as_str(), s.segments, s.stored_bytes)).collect();
-        let (four, six) = (name(1, 4).to_string(), name(1, 6).to_string());
-        assert_eq!(some, [(four.as_str(), 1, 10), (six.as_str(), 2, 20)]);
+        let rows = found.rows();
+        let rows: Vec<_> = rows.iter().map(|s| (s.first.as_str(), s.segments, s.stored_bytes)).collect();
+        let names = [name(1, 2), name(1, 6), name(2, 4)].map(|name| name.to_string());
+        assert_eq!(rows, [(&*names[0], 3, 40), (&*names[1], 2, 20), (&*names[2], 1, 30)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,7 @@ use super::object::{Piece, RESOLVED, ShortDigest};
 use super::place::Place;
 use super::read::Sink;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Meta, list_deep};
+use crate::store::Meta;
 
 /// What is wrong with an object of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -74,6 +75,14 @@ impl WalReport {
 /// The keys that pieces are sealed with: those that cannot be used, and why.
 type Closed = BTreeMap<String, Error>;
 
+/// Id and method of a key.
+type Key = (String, String);
+
+/// The key that an object is sealed with.
+fn key_of(meta: &Meta) -> Option<Key> {
+    Piece::parse(meta.key.rsplit('/').next()?)?.key
+}
+
 /// Counts, and looks whether the bytes are of their place.
 struct Look {
     count: u64,
@@ -111,8 +120,10 @@ impl Archive {
         jobs: usize,
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
-        let objects = list_deep(self.store(), &self.root()).await?;
-        self.verify_objects(objects, stored_only, jobs, cancel).await
+        // Keys first: what none of them opens is a question of who asks.
+        let keys = self.objects().try_filter_map(async |meta| Ok(key_of(&meta)));
+        let used = keys.try_collect().await?;
+        self.verify_objects(self.objects(), used, stored_only, jobs, cancel).await
     }
 
     /// The same for the objects of some segments. One that is not there to its end is a finding.
@@ -135,7 +146,9 @@ impl Archive {
             }
             objects.extend(stored.pieces.into_iter().map(|(_, meta)| meta));
         }
-        let mut report = self.verify_objects(objects, stored_only, jobs, cancel).await?;
+        let used = objects.iter().filter_map(key_of).collect();
+        let objects = futures::stream::iter(objects.into_iter().map(Ok)).boxed();
+        let mut report = self.verify_objects(objects, used, stored_only, jobs, cancel).await?;
         report.findings.append(&mut missing);
         Ok(report)
     }
@@ -163,28 +176,28 @@ impl Archive {
 
     async fn verify_objects(
         &self,
-        objects: Vec<Meta>,
+        objects: BoxStream<'_, Result<Meta>>,
+        used: BTreeSet<Key>,
         stored_only: bool,
         jobs: usize,
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
-        let closed = self.closed_keys(&objects, stored_only).await?;
+        let closed = self.closed_keys(used, stored_only).await?;
         let keys = &closed;
-        let checked: Vec<(u64, u64, Option<WalFinding>)> = futures::stream::iter(objects)
+        let checked = objects
             .take_until(cancel.cancelled())
-            .map(|meta| async move { self.verify_object(&meta, stored_only, keys).await })
-            .buffer_unordered(jobs.max(1))
-            .try_collect()
-            .await?;
-        if cancel.is_cancelled() {
-            return Err(Error::cancelled());
-        }
+            .map(|meta| async move { self.verify_object(&meta?, stored_only, keys).await })
+            .buffer_unordered(jobs.max(1));
+        let mut checked = std::pin::pin!(checked);
         let mut report = WalReport { opened: !stored_only, ..WalReport::default() };
-        for (stored, raw, finding) in checked {
+        while let Some((stored, raw, finding)) = checked.try_next().await? {
             report.objects += 1;
             report.stored_bytes += stored;
             report.raw_bytes += raw;
             report.findings.extend(finding);
+        }
+        if cancel.is_cancelled() {
+            return Err(Error::cancelled());
         }
         report.findings.extend(closed.into_iter().map(|(object, error)| {
             let missing = error.kind() == ErrorKind::ObjectMissing;
@@ -198,10 +211,8 @@ impl Archive {
     ///
     /// # Errors
     /// That none of them opens: then it is a question of who asks.
-    async fn closed_keys(&self, objects: &[Meta], stored_only: bool) -> Result<Closed> {
+    async fn closed_keys(&self, used: BTreeSet<Key>, stored_only: bool) -> Result<Closed> {
         let there = self.key_objects().await?;
-        let pieces = objects.iter().filter_map(|meta| Piece::parse(meta.key.rsplit('/').next()?));
-        let used: BTreeSet<(String, String)> = pieces.filter_map(|piece| piece.key).collect();
         let (mut closed, mut opened) = (Closed::new(), 0);
         for (id, method) in used {
             let key = self.key_object(&id, &method);

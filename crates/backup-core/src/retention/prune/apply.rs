@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use super::gather::{forget_removed, segment_bytes};
+use super::gather::forget_removed;
 use super::{Gathered, Left, Prune, PrunePlan, Pruned};
 use crate::audit::{self, Act, Outcome};
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ impl Prune {
         done.removed.clone_from(&gone);
         gone.extend(second.catalog.half_removed().iter().cloned());
         self.delete_objects(&gone, &mut done).await?;
-        if plan.wal.iter().any(|wal| !wal.remove.is_empty()) {
+        if plan.remove.wal_segments + plan.remove.wal_others > 0 {
             self.delete_wal(&second, &decisions, now, cancel, &mut done).await?;
         }
         self.step("tidying");
@@ -216,7 +216,7 @@ impl Prune {
         Ok(())
     }
 
-    async fn delete(&self, objects: Vec<Meta>) -> (u64, Vec<Left>) {
+    pub(super) async fn delete(&self, objects: Vec<Meta>) -> (u64, Vec<Left>) {
         let keys: Vec<String> = objects.into_iter().map(|meta| meta.key).collect();
         let (mut count, mut left) = (0, Vec::new());
         for batch in keys.chunks(BATCH) {
@@ -228,56 +228,6 @@ impl Prune {
             }
         }
         (count, left)
-    }
-
-    /// Deletes the WAL that no remaining backup needs. Records are gone by now: what they needed is nobody's any more.
-    async fn delete_wal(
-        &self,
-        gathered: &Gathered,
-        decisions: &[Decision],
-        now: Timestamp,
-        cancel: &CancellationToken,
-        done: &mut Pruned,
-    ) -> Result<()> {
-        // What the store kept needs its WAL.
-        let kept: BTreeSet<&str> =
-            done.left.iter().filter_map(|left| left.object.rsplit('/').nth(1)).collect();
-        let decisions: Vec<Decision> = decisions
-            .iter()
-            .cloned()
-            .map(|decision| Decision {
-                keep: decision.keep || kept.contains(decision.id.as_str()),
-                ..decision
-            })
-            .collect();
-        for (system, needs) in self.wal_needs(gathered, &decisions, now) {
-            if needs.from.is_none() {
-                continue;
-            }
-            self.step("deleting WAL");
-            let size = segment_bytes(&gathered.backups, system);
-            let archive = self.archive(system);
-            let mut objects = archive
-                .unneeded(|segment, bytes| bytes.or(size).is_some_and(|bytes| !needs.needs(segment, bytes)));
-            let mut batch = Vec::with_capacity(BATCH);
-            loop {
-                let next = objects.try_next().await?;
-                let ended = next.is_none();
-                batch.extend(next);
-                if batch.len() == BATCH || ended {
-                    let (count, left) = self.delete(std::mem::take(&mut batch)).await;
-                    done.wal_objects += count;
-                    done.left.extend(left);
-                }
-                if ended {
-                    break;
-                }
-                if cancel.is_cancelled() {
-                    return Err(Error::cancelled());
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Deletes the marks of backups that are gone for a while.

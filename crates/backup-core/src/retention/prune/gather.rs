@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
-use super::{Prune, is_physical, system_of};
+use super::is_physical;
 use crate::error::Result;
 use crate::repository::{
     BackupId, BackupSummary, Catalog, ClusterName, Repository, State, announcement, layout,
 };
-use crate::retention::{Known, WalNeeds};
+use crate::retention::Known;
 use crate::store::{Entry, list_sorted};
-use crate::wal::{Archive, Stretch, Survey};
 
 /// How many requests are made at once.
 const READS: usize = 16;
@@ -86,26 +85,4 @@ pub(super) async fn forget_removed(repository: &Repository, catalog: &mut Catalo
         .await?;
     gone.into_iter().flatten().for_each(|id| catalog.forget(&id));
     Ok(())
-}
-
-impl Prune {
-    pub(super) fn archive(&self, system: u64) -> Archive {
-        Archive::of(&self.repository, &self.cluster, system, None)
-    }
-
-    /// What may go of an archive.
-    pub(super) async fn removable(&self, system: u64, needs: &WalNeeds) -> Result<Vec<Stretch>> {
-        if needs.from.is_none() {
-            return Ok(Vec::new());
-        }
-        let survey = Survey::load(&self.archive(system)).await?;
-        let Some(size) = survey.segment_bytes() else { return Ok(Vec::new()) };
-        Ok(survey.those(|segment| !needs.needs(segment, size)))
-    }
-}
-
-/// Size of the segments of a system, by its backups.
-pub(super) fn segment_bytes(backups: &[BackupSummary], system: u64) -> Option<u64> {
-    let of_it = backups.iter().rev().filter(|backup| system_of(backup) == Some(system));
-    of_it.filter_map(crate::physical::span).map(|span| span.wal.segment_bytes).next()
 }

@@ -7,6 +7,7 @@
 
 mod apply;
 mod gather;
+mod wal;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -51,6 +52,8 @@ pub struct PrunePlan {
     pub backups: Vec<Planned>,
     /// The archives of WAL, one for each system identifier.
     pub wal: Vec<WalRemoval>,
+    /// How many keys of WAL go: nothing that stays is sealed with them.
+    pub wal_keys: u64,
     /// Backups whose removal was interrupted, and which are to be removed for good.
     pub interrupted: Vec<BackupId>,
     /// Sums over what goes.
@@ -89,8 +92,11 @@ pub struct WalRemoval {
     pub needed_from: Option<Lsn>,
     /// Why.
     pub why: String,
-    /// What goes.
+    /// The segments that go.
     pub remove: Vec<Stretch>,
+    /// How many other objects go: unfinished segments, labels of backups, restore points and decisions of these, and
+    /// histories of timelines.
+    pub others: u64,
 }
 
 /// Sums over what goes.
@@ -105,6 +111,8 @@ pub struct Sums {
     pub wal_segments: u64,
     /// Their bytes as stored.
     pub wal_bytes: u64,
+    /// How many other objects of WAL, keys included.
+    pub wal_others: u64,
 }
 
 /// What was done.
@@ -237,48 +245,39 @@ impl Prune {
         spared: &BTreeSet<BackupId>,
     ) -> Result<PrunePlan> {
         let decisions = self.decisions(gathered, now, spared)?;
-        let mut remove = Sums::default();
-        let mut wal = Vec::new();
-        for (system, needs) in self.wal_needs(gathered, &decisions, now) {
-            let stretches = self.removable(system, &needs).await?;
-            remove.wal_segments += stretches.iter().map(|stretch| stretch.segments).sum::<u64>();
-            remove.wal_bytes += stretches.iter().map(|stretch| stretch.stored_bytes).sum::<u64>();
-            wal.push(WalRemoval {
-                system_identifier: system.to_string(),
-                needed_from: needs.from.filter(|from| *from != Lsn(u64::MAX)),
-                why: needs.why,
-                remove: stretches,
-            });
-        }
         let marks = gathered.catalog.marks();
         let backups: Vec<Planned> = gathered
             .backups
             .iter()
-            .zip(decisions)
+            .zip(&decisions)
             .map(|(backup, decision)| Planned {
-                id: decision.id,
+                id: decision.id.clone(),
                 kind: backup.kind.clone(),
                 database: backup.source.get("database").and_then(|name| name.as_str()).map(str::to_owned),
                 started: backup.started,
                 stored_bytes: backup.stored_bytes,
                 keep: decision.keep,
-                reasons: decision.reasons,
+                reasons: decision.reasons.clone(),
                 marked: marks.removal(&backup.id).is_some(),
             })
             .collect();
+        let mut remove = Sums::default();
         for backup in backups.iter().filter(|backup| !backup.keep) {
             remove.backups += 1;
             remove.stored_bytes += backup.stored_bytes;
         }
-        Ok(PrunePlan {
+        let mut plan = PrunePlan {
             cluster: self.cluster.clone(),
             now,
             time_zone: self.rules.zone.iana_name().unwrap_or("UTC").to_owned(),
             backups,
-            wal,
+            wal: Vec::new(),
+            wal_keys: 0,
             interrupted: gathered.catalog.half_removed().iter().cloned().collect(),
             remove,
-        })
+        };
+        self.plan_wal(&mut plan, gathered, &decisions).await?;
+        Ok(plan)
     }
 
     /// Refuses to remove too much at once: a wrong rule, or a wrong clock, shows in that. What was marked before was
