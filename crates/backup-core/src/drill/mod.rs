@@ -5,10 +5,13 @@
 //! drill ends; what a killed one left is removed by the next.
 
 mod container;
+mod logical;
 mod look;
+mod physical;
 mod place;
 mod record;
 mod run;
+mod settings;
 mod wal;
 mod workplace;
 
