@@ -35,6 +35,11 @@ pub(crate) struct DrillArgs {
     /// A file of SQL: no statement may fail, and every row that one returns must be true (may be given several times)
     #[arg(long, value_name = "FILE")]
     sql_file: Vec<PathBuf>,
+    /// Compares the rows of a physical backup with the counts and fingerprints of a logical one: latest, an id, or the
+    /// beginning of one. Without a target it recovers up to that backup's snapshot, from the newest backup before it; with
+    /// one, what changed between the two moments is reported as well
+    #[arg(long, value_name = "BACKUP")]
+    compare: Option<String>,
     /// A database that the checks run in (may be given several times) [default: those of a logical backup; postgres]
     #[arg(long, value_name = "NAME")]
     database: Vec<String>,
@@ -90,6 +95,7 @@ impl DrillArgs {
             Kind::Physical => pgark::physical::KIND.to_owned(),
         });
         wanted.recovery = self.target.recovery()?;
+        wanted.compare.clone_from(&self.compare);
         Ok(wanted)
     }
 }

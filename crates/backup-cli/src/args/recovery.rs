@@ -41,8 +41,8 @@ pub(super) struct TargetArgs {
 #[derive(Args)]
 #[group(skip)]
 #[command(next_help_heading = "Recovery, with --target-dir")]
-#[command(group = ArgGroup::new("target").requires("target_dir"))]
-#[command(group = ArgGroup::new("along").requires("target_dir"))]
+#[command(group = ArgGroup::new("target").requires("target_dir").conflicts_with("into"))]
+#[command(group = ArgGroup::new("along").requires("target_dir").conflicts_with("into"))]
 #[allow(clippy::doc_markdown)]
 pub(crate) struct RecoveryArgs {
     #[command(flatten)]

@@ -4,12 +4,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::look::Looked;
 use super::record::Step;
-use super::run::Run;
+use super::run::{Run, in_words};
 use super::settings::{append, configuration};
+use super::stop::stop;
 use super::wal::{self, Answers};
 use super::workplace::Workplace;
 use crate::error::{Error, ErrorKind, Result};
-use crate::physical::{DataDirectory, span};
+use crate::physical::{DataDirectory, Target, span};
 use crate::postgres::{Cluster, ServerPrograms};
 
 impl Run<'_> {
@@ -25,6 +26,12 @@ impl Run<'_> {
         if let (None, Some(archive), Some(span)) =
             (&recovery.restore_command, self.options.archive.take(), span(&self.record.summary))
         {
+            if let Some(compare) = self.options.compare.as_ref().filter(|compare| compare.stops_at_snapshot())
+            {
+                let lsn = stop(&archive, span.wal, compare.reference().snapshot()?, at).await?;
+                recovery.target = Target::Lsn(lsn);
+                self.report.target = in_words(&recovery);
+            }
             answers = Some(Answers::begin(at, archive, span.wal.segment_bytes)?);
             recovery.restore_command = Some(wal::restore_command(at.path()));
         }

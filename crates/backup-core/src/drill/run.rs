@@ -67,7 +67,7 @@ impl Observer for Keeps {
     }
 }
 
-fn in_words(recovery: &Recovery) -> String {
+pub(super) fn in_words(recovery: &Recovery) -> String {
     match &recovery.target {
         Target::Latest => "latest".to_owned(),
         Target::Immediate => "the end of the backup".to_owned(),
@@ -126,6 +126,7 @@ impl<'a> Run<'a> {
             phases: Vec::new(),
             rto_seconds: 0.0,
             recovered: None,
+            compared: None,
             good: false,
             error: None,
             warnings: Vec::new(),
@@ -225,6 +226,7 @@ impl<'a> Run<'a> {
         let server = ConnInfo::resolve(&server, &Environment::default())?;
         let databases = if self.record.kind == physical::KIND {
             self.physical(at, programs, cancel).await?;
+            self.compare(&server, cancel).await?;
             vec!["postgres".to_owned()]
         } else {
             self.logical(at, programs, &server, cancel).await?
@@ -262,6 +264,7 @@ impl<'a> Run<'a> {
             Step::Restore => "restoring",
             Step::Recover => "starting the server",
             Step::Amcheck => "checking tables and indexes",
+            Step::Compare if self.record.kind == physical::KIND => "comparing rows with a logical backup",
             Step::Compare => "comparing rows with the backup",
             Step::Checks => "running checks",
             Step::Checksums => "reading all pages",

@@ -32,7 +32,7 @@ pub use inventory::{BackupSpan, Inventory, Reach, Run, Segment};
 pub use name::{SegmentName, WalName};
 pub use needed::ArchivedWal;
 pub use object::{Piece, ShortDigest, Stored};
-pub use page::{SegmentHeader, TimeScan, Times};
+pub use page::{Commit, SegmentHeader, TimeScan, Times};
 pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
 pub use receive::Receiver;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use super::super::SnapshotContents;
 use super::super::archive::Toc;
 use super::tables::Table;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +46,8 @@ pub(super) struct Snapshot {
     pub(super) session: CopySession,
     /// What other sessions import.
     pub(super) name: String,
+    /// When it was taken.
+    pub(super) moment: Option<SnapshotContents>,
 }
 
 /// What came of locking.
@@ -60,9 +63,18 @@ impl Snapshot {
     pub(super) async fn take(session: &Session, major: u32) -> Result<Self> {
         let mut own = session.copy_session().await?;
         begin(&mut own, major, None).await?;
-        let name = own.value("SELECT pg_catalog.pg_export_snapshot()").await?;
-        let name = name.ok_or_else(|| Error::internal("the server exported no snapshot"))?;
-        Ok(Self { session: own, name })
+        let sql = "SELECT pg_catalog.pg_export_snapshot(), pg_catalog.pg_current_snapshot()";
+        let row = own.rows(sql).await?.into_iter().next().unwrap_or_default();
+        // By another session: what fails in this one ends its transaction.
+        let position = SnapshotContents::position(session).await;
+        let [Some(name), Some(transactions)] = &row[..] else {
+            return Err(Error::internal("the server exported no snapshot"));
+        };
+        let moment = position.map(|(lsn, timeline)| {
+            let transactions = transactions.clone();
+            SnapshotContents { lsn, timeline, transactions }
+        });
+        Ok(Self { session: own, name: name.clone(), moment })
     }
 
     /// Locks the tables whose rows are dumped, and looks whether they are still those that the snapshot sees. TRUNCATE,
