@@ -149,7 +149,7 @@ impl Run<'_> {
                     }
                     Moment::Other(why) => {
                         same_moment = false;
-                        notes.push(format!("THE MOMENTS DIFFER in database {name}: {why}"));
+                        notes.push(format!("the moments differ in database {name}: {why}"));
                     }
                 }
                 databases.push(known.clone());
