@@ -38,12 +38,13 @@ impl Around {
     }
 
     /// Replay stops before the record that begins here, or behind. Where commits ended in another order than they were
-    /// written, no position is right: then everything that the snapshot sees is replayed, and more.
+    /// written, no position is right: then everything that the snapshot sees is replayed, and as little more as can be.
     fn stop(&self, end: Lsn) -> Lsn {
         match (self.last_seen, self.first_unseen) {
             // A standby had replayed it, and not said so yet.
             (Some(seen), _) if seen >= end => Lsn(seen.0 + 1),
-            (seen, Some(unseen)) if unseen < end && seen.is_none_or(|seen| seen < unseen) => unseen,
+            (Some(seen), Some(unseen)) if unseen < seen => Lsn(seen.0 + 1),
+            (_, Some(unseen)) => unseen.min(end),
             _ => end,
         }
     }
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!(stop(&[(60, true), (80, false), (90, false)], 100), 80);
         assert_eq!(stop(&[(80, false), (90, false), (60, true)], 100), 80);
         // In another order.
-        assert_eq!(stop(&[(60, false), (80, true), (90, false)], 100), 100);
+        assert_eq!(stop(&[(60, false), (80, true), (90, false)], 100), 81);
         // Replayed by a standby, and not said.
         assert_eq!(stop(&[(100, true), (160, false)], 100), 101);
     }

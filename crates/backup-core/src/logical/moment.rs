@@ -36,6 +36,18 @@ impl SnapshotContents {
         Some((lsn, timeline))
     }
 
+    /// How far a server has written its WAL to the disk; nothing on a standby, where transactions end in the order of the
+    /// WAL.
+    pub(super) async fn flushed(session: &Session) -> Option<Lsn> {
+        let sql = "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_flush_lsn() END";
+        session.value(sql).await.ok().flatten()?.parse().ok()
+    }
+
+    /// Whether no transaction was running that had changed anything.
+    pub(super) fn sees_all(&self) -> bool {
+        self.transactions.ends_with(':')
+    }
+
     /// What it sees; nothing where it makes no sense.
     pub(crate) fn sees(&self) -> Option<Sees> {
         let mut pieces = self.transactions.split(':');
