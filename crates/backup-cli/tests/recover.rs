@@ -155,6 +155,15 @@ async fn tables_are_as_they_were() {
     }
     let answer = recovered(&host, &server, &["--table", "app.bookings", "--as", "back", "--to-time", &now]);
     assert_eq!(answer["rows"], 10000, "{answer}");
+    // Under its own name, with its indexes and its sequence.
+    sql(&server, "postgres", "DROP TABLE app.back; DROP TABLE app.bookings").await;
+    let own = ["--table", "app.bookings", "--as", "bookings", "--to-time", &good];
+    recovered(&host, &server, &own);
+    assert_eq!(rows_of(&server, "app.bookings", tables[1].1).await, before[1]);
+    let names = "SELECT string_agg(indexrelid::regclass::text, ' ' ORDER BY 1) || ' ' || \
+                 pg_get_serial_sequence('app.bookings', 'id') FROM pg_index WHERE indrelid = 'app.bookings'::regclass";
+    let names = one(&server, names).await;
+    assert_eq!(names, "app.bookings_customer_at_idx app.bookings_pkey app.bookings_id_seq");
 }
 
 /// What a whole restore has, and what `recover` makes of the increments of a chain.
@@ -456,6 +465,11 @@ async fn tables_come_out_of_logical_backups() {
         host.json(&["show", "--contents"])["contents"]["databases"][0]["database_bytes"].as_u64().unwrap();
     assert!(small["raw_bytes"].as_u64().unwrap() < all, "{small} of {all}");
     let query = "SELECT state, count(*) AS n FROM app.bookings GROUP BY 1";
+    recovered(&host, &server, &["--table", "app.bookings", "--as", "bookings"]);
+    assert_eq!(rows_of(&server, "app.bookings", tables[0].1).await, before[0]);
+    sql(&server, "postgres", "DROP TABLE app.bookings").await;
+    recovered(&host, &server, &["--table", "app.bookings", "--query", query, "--as", "bookings"]);
+    assert_eq!(one(&server, "SELECT sum(n) FROM app.bookings").await, "20000");
     recovered(&host, &server, &["--table", "app.bookings", "--query", query, "--as", "states"]);
     assert_eq!(one(&server, "SELECT n FROM app.states").await, "20000");
     let into = server.url("postgres");
