@@ -44,8 +44,8 @@ pub struct DrillSettings {
     pub image: Option<String>,
     /// Takes a container even where this host has them.
     pub docker: bool,
-    /// The logical backup that physical ones are compared with where no target is given: `latest`, an id, or the beginning
-    /// of one.
+    /// The logical backup that physical ones are compared with where neither backup nor target is given: `latest`, an id,
+    /// or the beginning of one.
     pub compare: Option<String>,
     /// The databases that the checks run in.
     pub databases: Vec<String>,
@@ -153,8 +153,9 @@ impl Settings {
         cancel: &CancellationToken,
     ) -> Result<Option<Compare>> {
         let has_target = recovery.target != Target::Latest;
-        // A scheduled comparison has its own moment.
-        let usual = self.drill.compare.as_ref().filter(|_| !has_target);
+        // What is compared as a rule chooses backup and moment by itself.
+        let is_named = wanted.backup.as_deref().is_some_and(|named| named != "latest");
+        let usual = self.drill.compare.as_ref().filter(|_| !has_target && !is_named);
         let Some(named) = wanted.compare.as_ref().or(usual) else { return Ok(None) };
         let found = if named == "latest" {
             catalog.latest_whole(logical::KIND).ok_or_else(|| {

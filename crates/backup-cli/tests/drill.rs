@@ -221,19 +221,27 @@ async fn the_moment_of_a_busy_server_is_found() {
     host.back_up(&server);
     let mut busy = bench(&["-c", "4", "-T", "600"]).spawn().unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let whole = host.back_up_with(&server, &["--all-databases"])["id"].as_str().unwrap().to_owned();
-    let logical = host.back_up_with(&server, &[])["id"].as_str().unwrap().to_owned();
+    let id = |record: Value| record["id"].as_str().unwrap().to_owned();
+    let whole = id(host.back_up_with(&server, &["--all-databases"]));
+    let others: Vec<String> = (0..3).map(|_| id(host.back_up_with(&server, &[]))).collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     busy.kill().unwrap();
     busy.wait().unwrap();
     archived(&server).await;
     let work = host.place("work");
-    for backup in [logical, whole] {
-        let record = host.json(&["drill", "--work-dir", &work, "--compare", &backup]);
-        println!("{record:#}");
-        assert_eq!(record["compared"]["same_moment"], true, "{record:#}");
+    // Of two commits at once, the later one may end first: then no position has what a snapshot between them saw, and it
+    // must be said. That it happens to all of them is not to be expected.
+    let hit = std::iter::once(whole).chain(others).find(|backup| {
+        let output = host.run(&["--json", "drill", "--work-dir", &work, "--compare", backup]);
+        let record: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(record["compared"]["rows"].as_u64().unwrap() > 100_000, "{record:#}");
-    }
+        let same = record["compared"]["same_moment"] == true;
+        let told = step(&record, "compare")["note"].to_string().contains("the moments differ in database");
+        assert_eq!(told, !same, "{record:#}");
+        assert!(record["good"] == true || !same, "{record:#}");
+        same
+    });
+    assert!(hit.is_some(), "no moment was hit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
