@@ -238,7 +238,9 @@ async fn the_moment_of_a_busy_server_is_found() {
         let same = record["compared"]["same_moment"] == true;
         let told = step(&record, "compare")["note"].to_string().contains("the moments differ in database");
         assert_eq!(told, !same, "{record:#}");
-        assert!(record["good"] == true || !same, "{record:#}");
+        // What was missed proves nothing.
+        assert_eq!(record["good"], true, "{record:#}");
+        assert!(same || outcome(&record, "compare") != "failed", "{record:#}");
         same
     });
     assert!(hit.is_some(), "no moment was hit");

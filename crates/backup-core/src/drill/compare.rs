@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::look::Looked;
-use super::record::{ComparedWith, Step};
+use super::record::{ComparedWith, Outcome, Step};
 use super::run::Run;
 use crate::error::{Error, Result};
 use crate::logical::{Compared, Known, Reference, SnapshotContents, compare};
@@ -134,34 +134,42 @@ impl Run<'_> {
             let session = server.connect().await?;
             // Before anything else is done here.
             let end = End::of(&session).await?;
-            let (mut databases, mut others, mut notes) = (Vec::new(), 0, Vec::new());
-            let mut same_moment = true;
+            let (mut same, mut others, mut left, mut notes) = (Vec::new(), Vec::new(), 0, Vec::new());
             for (number, known) in with.reference.databases().iter().enumerate() {
                 let name = &known.contents.facts.name;
                 let main = number == 0;
                 match moment(&session, known, &end, main && with.stops_at_snapshot).await? {
-                    Moment::Same => {}
+                    Moment::Same => same.push(known.clone()),
                     // There is no one moment of several snapshots.
                     Moment::Other(why) if with.stops_at_snapshot && !main => {
-                        others += 1;
+                        left += 1;
                         notes.push(format!("database {name} is left out: {why}"));
-                        continue;
                     }
                     Moment::Other(why) => {
-                        same_moment = false;
+                        others.push(known.clone());
                         notes.push(format!("the moments differ in database {name}: {why}"));
                     }
                 }
-                databases.push(known.clone());
             }
             drop(session);
-            let Compared { tables, rows, left_out, found } =
-                compare(&databases, server, false, jobs, cancel).await?;
+            let Compared { tables, rows, left_out, mut found } =
+                compare(&same, server, false, jobs, cancel).await?;
+            let other = compare(&others, server, false, jobs, cancel).await?;
+            let (tables, rows, left_out) =
+                (tables + other.tables, rows + other.rows, left_out + other.left_out);
+            // Where the moment was asked for, somebody wants to know what changed. Where it could not be hit, nothing is
+            // proved.
+            let outcome = match (found.is_empty(), other.found.is_empty()) {
+                (true, true) => Outcome::Passed,
+                (true, false) if with.stops_at_snapshot => Outcome::NotDone,
+                _ => Outcome::Failed,
+            };
+            found.extend(other.found);
             told = Some(ComparedWith {
                 backup: with.reference.backup().clone(),
-                same_moment,
-                databases: databases.len() as u64,
-                databases_left_out: others,
+                same_moment: others.is_empty(),
+                databases: (same.len() + others.len()) as u64,
+                databases_left_out: left,
                 tables,
                 rows,
             });
@@ -172,7 +180,7 @@ impl Run<'_> {
                 ));
             }
             let note = notes.join("; ");
-            Ok(Looked::of(note, found))
+            Ok(Looked { outcome, ..Looked::of(note, found) })
         };
         self.step(Step::Compare, cancel, work).await?;
         self.report.compared = told;
