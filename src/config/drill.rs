@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backup_core::drill::{Check, DrillOptions, DrillRecord, drill};
+use backup_core::drill::{Check, Compare, DrillOptions, DrillRecord, drill};
+use backup_core::logical::{self, Reference};
 use backup_core::physical::{self, Recovery, Target, span};
 use backup_core::repository::{BackupRecord, BackupSummary, Catalog, ClusterName};
 use backup_core::wal::Archive;
@@ -23,6 +24,7 @@ pub(super) struct DrillTable {
     image: Option<String>,
     #[serde(default)]
     docker: bool,
+    compare: Option<String>,
     #[serde(default)]
     databases: Vec<String>,
     user: Option<String>,
@@ -42,6 +44,9 @@ pub struct DrillSettings {
     pub image: Option<String>,
     /// Takes a container even where this host has them.
     pub docker: bool,
+    /// The logical backup that physical ones are compared with where neither backup nor target is given: `latest`, an id,
+    /// or the beginning of one.
+    pub compare: Option<String>,
     /// The databases that the checks run in.
     pub databases: Vec<String>,
     /// The superuser of the cluster; `postgres` by default.
@@ -57,6 +62,7 @@ impl DrillTable {
             work_dir: self.work_dir.map(|path| below(&path)),
             image: self.image,
             docker: self.docker,
+            compare: self.compare,
             databases: self.databases,
             user: self.user,
             settings: self.settings,
@@ -74,6 +80,9 @@ pub struct DrillWanted {
     pub kind: Option<String>,
     /// How a physical backup recovers.
     pub recovery: Recovery,
+    /// The logical backup that a physical one is compared with: `latest`, an id, or the beginning of one. Without a target
+    /// it recovers up to that backup's snapshot.
+    pub compare: Option<String>,
 }
 
 impl Settings {
@@ -89,8 +98,24 @@ impl Settings {
         let catalog = Catalog::load(&repository, cluster).await?;
         let mut recovery = wanted.recovery.clone();
         let chosen = choose(&catalog, &wanted)?;
+        let mut compare = None;
         let (record, archive) = if chosen.iter().all(|backup| backup.kind == physical::KIND) {
-            self.plan_drill(&repository, cluster, &chosen, &mut recovery).await?
+            compare = self.compare_with(&repository, &catalog, &wanted, &mut recovery, cancel).await?;
+            let planned = self.plan_drill(&repository, cluster, &chosen, &mut recovery).await;
+            let (record, archive) = match &compare {
+                Some(compare) => {
+                    let with = compare.reference().backup();
+                    let planned =
+                        planned.map_err(|e| e.doing(format!("recovering up to compare with {with}")))?;
+                    check_system(compare.reference(), &planned.0)?;
+                    planned
+                }
+                None => planned?,
+            };
+            (record, archive)
+        } else if wanted.compare.is_some() {
+            return Err(Error::new(ErrorKind::Usage, "only physical backups are compared with another one")
+                .with_hint("leave --compare out: a logical backup is compared with its own counts"));
         } else if recovery == Recovery::default() {
             let id = &chosen.first().ok_or_else(|| none(&wanted))?.id;
             (repository.record(cluster, id).await?, None)
@@ -110,11 +135,43 @@ impl Settings {
         options.checks.clone_from(&self.drill.checks);
         options.databases.clone_from(&self.drill.databases);
         options.recovery = recovery;
+        options.compare = compare;
         options.archive = archive;
         options.encryptor = self.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
         options.jobs = self.jobs;
         options.observer = observer;
         drill(&repository, &record, options, cancel).await
+    }
+
+    /// What a physical backup is compared with, and the recovery to its moment where no target was given.
+    async fn compare_with(
+        &self,
+        repository: &Repository,
+        catalog: &Catalog,
+        wanted: &DrillWanted,
+        recovery: &mut Recovery,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Compare>> {
+        let has_target = recovery.target != Target::Latest;
+        // What is compared as a rule chooses backup and moment by itself.
+        let is_named = wanted.backup.as_deref().is_some_and(|named| named != "latest");
+        let usual = self.drill.compare.as_ref().filter(|_| !has_target && !is_named);
+        let Some(named) = wanted.compare.as_ref().or(usual) else { return Ok(None) };
+        let found = if named == "latest" {
+            catalog.latest_whole(logical::KIND).ok_or_else(|| {
+                Error::new(ErrorKind::BackupNotFound, "there is no logical backup to compare with")
+                    .with_hint("pgark backup makes one")
+            })?
+        } else {
+            catalog.find(named)?
+        };
+        let record = repository.record(catalog.cluster(), &found.id).await?;
+        let encryptor = self.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
+        let reference = Reference::open(repository, &record, encryptor, cancel).await?;
+        if has_target {
+            return Ok(Some(Compare::with(reference)));
+        }
+        Compare::at_snapshot(reference, recovery).map(Some)
     }
 
     /// The backup to restore, and the archive where recovery needs it.
@@ -138,6 +195,17 @@ impl Settings {
     }
 }
 
+/// Refuses to compare two clusters.
+fn check_system(reference: &Reference, record: &BackupRecord) -> Result<()> {
+    let (Some(of), Some(span)) = (reference.system(), span(&record.summary)) else { return Ok(()) };
+    if of == span.system {
+        return Ok(());
+    }
+    let message = format!("backups {} and {} are of different clusters", record.id, reference.backup());
+    Err(Error::new(ErrorKind::Usage, message)
+        .with_hint("name backups from after the last initdb or pg_upgrade"))
+}
+
 fn none(wanted: &DrillWanted) -> Error {
     let kind = wanted.kind.as_deref().map(|kind| format!("{kind} ")).unwrap_or_default();
     Error::new(ErrorKind::BackupNotFound, format!("there is no {kind}backup to drill"))
@@ -149,6 +217,11 @@ fn choose(catalog: &Catalog, wanted: &DrillWanted) -> Result<Vec<BackupSummary>>
     let of_kind = |backup: &&BackupSummary| wanted.kind.as_ref().is_none_or(|kind| backup.kind == *kind);
     if let Some(named) = wanted.backup.as_deref().filter(|named| *named != "latest") {
         return Ok(vec![catalog.find(named)?.clone()]);
+    }
+    if wanted.compare.is_some() && wanted.kind.is_none() {
+        let physical: Vec<_> =
+            catalog.staying().filter(|backup| backup.kind == physical::KIND).cloned().collect();
+        return if physical.is_empty() { Err(none(wanted)) } else { Ok(physical) };
     }
     let newest = catalog.staying().filter(of_kind).rfind(|backup| backup.is_complete());
     let newest = newest.ok_or_else(|| none(wanted))?;

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cli::{Pgark, said};
-use forge::{forge, replace};
+use forge::{forge, forge_table, replace};
 use host::{Host, archived};
 use pgark::ErrorKind;
 use rustix::process::{Pid, Signal, kill_process};
@@ -101,6 +101,151 @@ async fn a_physical_backup_with_its_archive() {
     assert!(space.join("PG_15_202209061").exists() || std::fs::read_dir(&space).unwrap().count() > 0);
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
     assert_empty(&work);
+}
+
+/// A host whose repository is not encrypted.
+fn open_host() -> Host {
+    let host = Host::new();
+    let config = "[repository]\nurl = \"repo\"\n[host]\nstate = \"state\"\n";
+    std::fs::write(host.path("pgark.toml"), config).unwrap();
+    host.ok(&["init"]);
+    host
+}
+
+/// A drill that fails; its record.
+fn failed_drill(host: &Host, args: &[&str]) -> Value {
+    let output = host.run(&[&["--json", "drill"], args].concat());
+    assert_eq!(output.status.code(), Some(50), "{}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_physical_backup_has_the_rows_of_a_logical_one() {
+    let host = open_host();
+    let server = host.server();
+    sql(&server, "postgres", &sample(2000)).await;
+    let more = "CREATE UNLOGGED TABLE fleeting AS SELECT 1 AS n; CREATE DATABASE shop";
+    for one in more.split("; ") {
+        sql(&server, "postgres", one).await;
+    }
+    let physical = host.back_up(&server);
+    sql(&server, "postgres", "DELETE FROM people WHERE id % 5 = 0 AND id > 100").await;
+    // A transaction that the snapshot does not see, and that is committed right behind it.
+    let open = support::connect(&server.url("postgres")).await;
+    open.rows(
+        "BEGIN; CREATE TABLE later AS SELECT 1 AS n; INSERT INTO people (id, name) VALUES (900001, 'late')",
+    )
+    .await
+    .unwrap();
+    let logical = host.back_up_with(&server, &[])["id"].as_str().unwrap().to_owned();
+    open.rows("COMMIT").await.unwrap();
+    sql(&server, "postgres", "DELETE FROM people WHERE id % 7 = 0 AND id > 100").await;
+    archived(&server).await;
+    let newer = host.back_up(&server);
+    archived(&server).await;
+    let work = host.place("work");
+    let drill = |more: &[&str]| host.json(&[&["drill", "--work-dir", &work], more].concat());
+
+    // From the newest physical backup before it, up to its snapshot.
+    let record = drill(&["--compare", "latest", "--check", "SELECT count(*) = 1620 FROM people"]);
+    assert_eq!((record["good"].as_bool(), &record["backup"]), (Some(true), &json!(physical)), "{record:#}");
+    assert_eq!(outcome(&record, "compare"), "passed");
+    let compared = &record["compared"];
+    assert_eq!(
+        (&compared["backup"], &compared["same_moment"]),
+        (&json!(logical), &json!(true)),
+        "{record:#}"
+    );
+    assert!(compared["rows"].as_u64().unwrap() >= 1620 && compared["databases"] == 1, "{record:#}");
+    assert!(step(&record, "compare")["note"].to_string().contains("1 tables of"), "{record:#}");
+    let kept =
+        host.path("repo/clusters/main/drills").join(format!("{}.json", record["id"].as_str().unwrap()));
+    let kept: Value = serde_json::from_slice(&std::fs::read(kept).unwrap()).unwrap();
+    assert_eq!(kept["compared"], record["compared"]);
+
+    // Somewhere else it tells what differs, and that it may.
+    let elsewhere = ["--work-dir", &work, "--compare", &logical, &newer, "--to-backup-end"];
+    let record = failed_drill(&host, &elsewhere);
+    assert_eq!(record["compared"]["same_moment"], false, "{record:#}");
+    let compare = step(&record, "compare");
+    assert!(compare["note"].to_string().contains("the moments differ in database postgres: "), "{record:#}");
+    assert_eq!(compare["findings"], 1, "{record:#}");
+    assert!(compare["found"][0].as_str().unwrap().contains("public.people has "), "{record:#}");
+    assert!(host.json(&["show", &newer]).to_string().matches("damaged").count() == 0);
+
+    // What is wrong in one of the two is found, and named, whichever it is.
+    let folder = host.path("repo/clusters/main/backups").join(&logical);
+    for (field, value, words) in [
+        ("rows", json!(1619), "public.people has 1620 rows, and in the backup 1619"),
+        ("fingerprint", json!("00000000000000000000000000000007"), "public.people has other rows"),
+    ] {
+        let before = std::fs::read(folder.join("backup.json")).unwrap();
+        let contents = std::fs::read(folder.join("contents.json.zst")).unwrap();
+        forge_table(&folder, "people", field, &value);
+        let record = failed_drill(&host, &["--work-dir", &work, "--compare", &logical]);
+        assert_eq!(
+            (outcome(&record, "compare"), &record["compared"]["same_moment"]),
+            ("failed".into(), &json!(true))
+        );
+        assert_eq!(step(&record, "compare")["findings"], 1, "{record:#}");
+        assert!(step(&record, "compare")["found"][0].as_str().unwrap().contains(words), "{record:#}");
+        std::fs::write(folder.join("backup.json"), before).unwrap();
+        std::fs::write(folder.join("contents.json.zst"), contents).unwrap();
+    }
+    assert_empty(&work);
+
+    // What cannot be compared is said before anything is restored.
+    let fails = |args: &[&str], kind, words: &str| {
+        let said = host.fails(&[&["drill", "--work-dir", &work], args].concat(), kind);
+        assert!(said.contains(words), "{words} is not in {said}");
+    };
+    fails(&["--compare", &physical], ErrorKind::Usage, "name a logical backup");
+    fails(&[&logical, "--compare", &logical], ErrorKind::Usage, "--compare");
+    fails(&[&newer, "--compare", &logical], ErrorKind::BackupNotFound, "no backup is from before the target");
+}
+
+/// The server commits all the time while the logical backup takes its snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_moment_of_a_busy_server_is_found() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    let bench = |args: &[&str]| {
+        let mut command = std::process::Command::new(server.bin().join("pgbench"));
+        command
+            .args(["-h", &server.folder().display().to_string(), "-U", "postgres"])
+            .args(args)
+            .arg("postgres");
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    };
+    assert!(bench(&["-i", "-s", "1", "-q"]).status().unwrap().success());
+    host.back_up(&server);
+    let mut busy = bench(&["-c", "4", "-T", "600"]).spawn().unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let id = |record: Value| record["id"].as_str().unwrap().to_owned();
+    let whole = id(host.back_up_with(&server, &["--all-databases"]));
+    let others: Vec<String> = (0..3).map(|_| id(host.back_up_with(&server, &[]))).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    busy.kill().unwrap();
+    busy.wait().unwrap();
+    archived(&server).await;
+    let work = host.place("work");
+    // Of two commits at once, the later one may end first: then no position has what a snapshot between them saw, and it
+    // must be said. That it happens to all of them is not to be expected.
+    let hit = std::iter::once(whole).chain(others).find(|backup| {
+        let output = host.run(&["--json", "drill", "--work-dir", &work, "--compare", backup]);
+        let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(record["compared"]["rows"].as_u64().unwrap() > 100_000, "{record:#}");
+        let same = record["compared"]["same_moment"] == true;
+        let told = step(&record, "compare")["note"].to_string().contains("the moments differ in database");
+        assert_eq!(told, !same, "{record:#}");
+        // What was missed proves nothing.
+        assert_eq!(record["good"], true, "{record:#}");
+        assert!(same || outcome(&record, "compare") != "failed", "{record:#}");
+        same
+    });
+    assert!(hit.is_some(), "no moment was hit");
 }
 
 #[tokio::test(flavor = "multi_thread")]

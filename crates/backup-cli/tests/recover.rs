@@ -155,6 +155,15 @@ async fn tables_are_as_they_were() {
     }
     let answer = recovered(&host, &server, &["--table", "app.bookings", "--as", "back", "--to-time", &now]);
     assert_eq!(answer["rows"], 10000, "{answer}");
+    // Under its own name, with its indexes and its sequence.
+    sql(&server, "postgres", "DROP TABLE app.back; DROP TABLE app.bookings").await;
+    let own = ["--table", "app.bookings", "--as", "bookings", "--to-time", &good];
+    recovered(&host, &server, &own);
+    assert_eq!(rows_of(&server, "app.bookings", tables[1].1).await, before[1]);
+    let names = "SELECT string_agg(indexrelid::regclass::text, ' ' ORDER BY indexrelid::regclass::text) || ' ' || \
+                 pg_get_serial_sequence('app.bookings', 'id') FROM pg_index WHERE indrelid = 'app.bookings'::regclass";
+    let names = one(&server, names).await;
+    assert_eq!(names, "app.bookings_customer_at_idx app.bookings_pkey app.bookings_id_seq");
 }
 
 /// What a whole restore has, and what `recover` makes of the increments of a chain.
@@ -358,6 +367,65 @@ async fn missing_rows_go_back() {
     assert_eq!(one(&server, "SELECT count(*) || ' ' || count(DISTINCT extra) FROM app.log, (SELECT DISTINCT extra FROM app.bookings) e").await, "20000 1");
 }
 
+/// Columns of the live table that went or came since the backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_go_back_into_a_table_of_other_columns() {
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = host.server();
+    sql(&server, "postgres", TABLES).await;
+    host.back_up(&server);
+    let logical = host.back_up_with(&server, &[])["id"].as_str().unwrap().to_owned();
+    let left = rows_of(&server, "app.bookings", "id, customer, state, at").await;
+    sql(
+        &server,
+        "postgres",
+        "ALTER TABLE app.bookings DROP note; CREATE DOMAIN app.code AS text NOT NULL; CREATE DOMAIN app.mark AS int DEFAULT 7 NOT NULL",
+    )
+    .await;
+    let into = server.url("postgres");
+    for backup in [&["--to-backup-end"][..], &[&logical]] {
+        sql(&server, "postgres", "DELETE FROM app.bookings WHERE id % 3 = 0").await;
+        let there = rows_of(&server, "app.bookings", "*").await;
+        let args = |more: &[&'static str]| {
+            [&["--table", "app.bookings", "--merge-missing"][..], backup, more].concat()
+        };
+        let refused = |more: &[&'static str], word: &str| {
+            let fixed = ["recover", "--into", &into, "--yes"];
+            let said = host.fails(&[&fixed[..], &args(more)].concat(), ErrorKind::Usage);
+            assert!(said.contains(word), "{word} is not in {said}");
+        };
+        // The column that went: its values are left out where somebody says so.
+        refused(&[], "the live table has no column note");
+        assert_eq!(rows_of(&server, "app.bookings", "*").await, there);
+        let answer = recovered(&host, &server, &args(&["--column", "note="]));
+        assert_eq!(answer["merged"]["put_back"], 6666, "{answer}");
+        assert!(answer["notes"].to_string().contains("column note was left out"), "{answer}");
+        assert_eq!(rows_of(&server, "app.bookings", "id, customer, state, at").await, left);
+
+        // Columns that came get their defaults; without one nothing can be put back.
+        sql(&server, "postgres", "DELETE FROM app.bookings").await;
+        let add = "ALTER TABLE app.bookings ADD tenant int NOT NULL DEFAULT 1, ADD mark app.mark";
+        sql(&server, "postgres", add).await;
+        let answer = recovered(&host, &server, &args(&["--column", "note="]));
+        assert!(
+            answer["notes"].to_string().contains("new columns get their defaults: tenant, mark"),
+            "{answer}"
+        );
+        assert_eq!(rows_of(&server, "app.bookings", "id, customer, state, at").await, left);
+        let counted = "SELECT count(*) FROM app.bookings WHERE tenant = 1 AND mark = 7";
+        assert_eq!(one(&server, counted).await, "20000");
+        sql(&server, "postgres", "DELETE FROM app.bookings").await;
+        let without = "ALTER TABLE app.bookings ADD owner int NOT NULL, ADD code app.code";
+        sql(&server, "postgres", without).await;
+        refused(&["--column", "note="], "wants values that the backup does not have: owner, code");
+        assert_eq!(one(&server, "SELECT count(*) FROM app.bookings").await, "0");
+        let drop = "ALTER TABLE app.bookings DROP tenant, DROP mark, DROP owner, DROP code";
+        sql(&server, "postgres", drop).await;
+        recovered(&host, &server, &args(&["--column", "note="]));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_come_out_of_logical_backups() {
     let host = Host::new();
@@ -392,6 +460,11 @@ async fn tables_come_out_of_logical_backups() {
         host.json(&["show", "--contents"])["contents"]["databases"][0]["database_bytes"].as_u64().unwrap();
     assert!(small["raw_bytes"].as_u64().unwrap() < all, "{small} of {all}");
     let query = "SELECT state, count(*) AS n FROM app.bookings GROUP BY 1";
+    recovered(&host, &server, &["--table", "app.bookings", "--as", "bookings"]);
+    assert_eq!(rows_of(&server, "app.bookings", tables[0].1).await, before[0]);
+    sql(&server, "postgres", "DROP TABLE app.bookings").await;
+    recovered(&host, &server, &["--table", "app.bookings", "--query", query, "--as", "bookings"]);
+    assert_eq!(one(&server, "SELECT sum(n) FROM app.bookings").await, "20000");
     recovered(&host, &server, &["--table", "app.bookings", "--query", query, "--as", "states"]);
     assert_eq!(one(&server, "SELECT n FROM app.states").await, "20000");
     let into = server.url("postgres");
@@ -480,4 +553,67 @@ async fn catalogs_of_18_are_read() {
     let count = "SELECT (SELECT count(*) FROM app.back_bookings) || ' ' || (SELECT sum(length(body)) FROM app.back_documents) || ' ' || \
                  (SELECT count(*) FROM app.back_parts) || ' ' || (SELECT sum(length(body)) FROM app.documents)";
     assert_eq!(session.value(count).await.unwrap().unwrap(), "20000 3200000 3000 3200000");
+}
+
+/// Increments that the server made from its summaries, within a container.
+async fn a_chain_that_the_server_made(major: u32) {
+    if support::left_out("docker") {
+        return;
+    }
+    let (container, session) = support::containers::with_summaries(major).await;
+    session.rows(TABLES).await.unwrap();
+    container.copy_in(env!("CARGO_BIN_EXE_pgark").as_ref(), "/usr/bin/pgark");
+    let backup = |how: &str| {
+        container.script(&format!(
+            "cd /tmp; su postgres -c 'pgark --quiet --state /tmp/state backup --repo /tmp/repo {how} \
+             --db \"host=/var/run/postgresql dbname=postgres\"'"
+        ));
+    };
+    backup("--physical");
+    // What the server would get wrong as an increment comes whole: see `physical_summaries.rs`.
+    for changes in [
+        "UPDATE app.bookings SET note = 'changed' WHERE id % 7 = 0; DELETE FROM app.parts WHERE id < 500; \
+         UPDATE app.documents SET body = repeat('x', 5000) WHERE id % 50 = 0; CHECKPOINT",
+        "TRUNCATE app.other; INSERT INTO app.other SELECT n, 'again' FROM generate_series(1, 700) n; \
+         DELETE FROM app.vanishing WHERE n > 100; VACUUM app.vanishing; \
+         INSERT INTO app.vanishing SELECT n, 'new' FROM generate_series(5000, 9000) n; \
+         CREATE TABLE app.came AS SELECT n, md5(n::text) AS v FROM generate_series(1, 3000) n; CHECKPOINT",
+    ] {
+        for one in changes.split("; ") {
+            session.rows(one).await.unwrap();
+        }
+        backup("--incremental --server-summaries");
+    }
+    let made = "grep -l '\"incremental\"' /tmp/repo/clusters/main/backups/*/backup.json | wc -l | grep -x 2";
+    container.script(made);
+    let tables = ["bookings", "parts", "documents", "other", "vanishing", "came"];
+    let sum = async |name: &str| {
+        // Generated columns are made anew, and are the same.
+        let sql = format!("SELECT count(*) || ' ' || sum(hashtextextended(t::text, 7)) FROM app.{name} t");
+        session.value(&sql).await.unwrap().unwrap()
+    };
+    let mut before = Vec::new();
+    for table in tables {
+        before.push(sum(table).await);
+    }
+    for table in tables {
+        session.rows(&format!("DROP TABLE app.{table}")).await.unwrap();
+    }
+    for (table, before) in tables.iter().zip(before) {
+        container.script(&format!(
+            "cd /tmp; su postgres -c 'pgark --json recover --repo /tmp/repo --into \"host=/var/run/postgresql dbname=postgres\" \
+             --yes --table app.{table} --as {table} --to-backup-end' > /tmp/recovered; grep tables /tmp/recovered"
+        ));
+        assert_eq!(sum(table).await, before, "{major}: {table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_17_made() {
+    a_chain_that_the_server_made(17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_18_made() {
+    a_chain_that_the_server_made(18).await;
 }

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use pgark::config::{DrillWanted, Settings};
 use pgark::drill::Check;
-use pgark::physical::Recovery;
 use pgark::{Error, Result};
 
-use super::recovery::Asked;
+use super::recovery::TargetArgs;
 use super::{ReadKeys, apply_jobs};
 
 #[derive(Args)]
@@ -36,6 +35,11 @@ pub(crate) struct DrillArgs {
     /// A file of SQL: no statement may fail, and every row that one returns must be true (may be given several times)
     #[arg(long, value_name = "FILE")]
     sql_file: Vec<PathBuf>,
+    /// Compares the rows of a physical backup with the counts and fingerprints of a logical one: latest, an id, or the
+    /// beginning of one. Without a target it recovers up to that backup's snapshot, from the newest backup before it; with
+    /// one, what changed between the two moments is reported as well
+    #[arg(long, value_name = "BACKUP")]
+    compare: Option<String>,
     /// A database that the checks run in (may be given several times) [default: those of a logical backup; postgres]
     #[arg(long, value_name = "NAME")]
     database: Vec<String>,
@@ -46,8 +50,6 @@ pub(crate) struct DrillArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
     #[command(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
     keys: ReadKeys,
     /// How much is done at once [default: all cores]
     #[arg(long, short, value_name = "N")]
@@ -55,35 +57,8 @@ pub(crate) struct DrillArgs {
     /// Folder of PostgreSQL's programs
     #[arg(long, value_name = "FOLDER")]
     pg_bin: Option<PathBuf>,
-}
-
-/// Up to where a physical backup recovers.
-#[derive(Args)]
-#[group(skip)]
-#[command(next_help_heading = "Recovery of a physical backup")]
-#[allow(clippy::doc_markdown)]
-struct TargetArgs {
-    /// Recovers to a moment, by the server's clock: "2026-11-21 14:30:00+01", or without a zone and with --timezone
-    #[arg(long, value_name = "TIME", group = "target")]
-    to_time: Option<String>,
-    /// Time zone of --to-time, Europe/Berlin for example
-    #[arg(long, value_name = "ZONE", requires = "to_time")]
-    timezone: Option<String>,
-    /// Recovers to a position in the WAL
-    #[arg(long, value_name = "LSN", group = "target")]
-    to_lsn: Option<String>,
-    /// Recovers to the commit of a transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    to_xid: Option<u64>,
-    /// Recovers to a point that pg_create_restore_point made
-    #[arg(long, value_name = "NAME", group = "target")]
-    to_name: Option<String>,
-    /// Recovers to the end of the backup and no further [default: as far as there is WAL]
-    #[arg(long, group = "target")]
-    to_backup_end: bool,
-    /// Recovers along this timeline [default: the only one that leads on from the backup]
-    #[arg(long, value_name = "N")]
-    timeline: Option<u32>,
+    #[command(flatten, next_help_heading = "Recovery of a physical backup")]
+    target: TargetArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -120,24 +95,8 @@ impl DrillArgs {
             Kind::Physical => pgark::physical::KIND.to_owned(),
         });
         wanted.recovery = self.target.recovery()?;
+        wanted.compare.clone_from(&self.compare);
         Ok(wanted)
-    }
-}
-
-impl TargetArgs {
-    fn recovery(&self) -> Result<Recovery> {
-        let mut recovery = Recovery::default();
-        recovery.target = Asked {
-            time: self.to_time.as_deref(),
-            zone: self.timezone.as_deref(),
-            lsn: self.to_lsn.as_deref(),
-            xid: self.to_xid,
-            name: self.to_name.as_deref(),
-            backup_end: self.to_backup_end,
-        }
-        .target()?;
-        recovery.timeline = self.timeline;
-        Ok(recovery)
     }
 }
 

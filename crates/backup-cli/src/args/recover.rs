@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use pgark::config::{RecoverOptions, RecoverWay};
 use pgark::logical::TableName;
-use pgark::physical::Recovery;
 use pgark::postgres::Via;
 use pgark::{Error, Result};
 
-use super::recovery::Asked;
+use super::recovery::TargetArgs;
 use super::{ReadKeys, via};
 
 #[derive(Args)]
@@ -51,30 +50,6 @@ pub(crate) struct RecoverArgs {
     /// Takes the newest logical backup, though there are physical ones
     #[arg(long, conflicts_with = "target")]
     from_logical: bool,
-    /// As it was at a moment, by the server's clock: "2026-11-21 14:30:00+01", or without a zone and with --timezone
-    #[arg(long, value_name = "TIME", group = "target")]
-    to_time: Option<String>,
-    /// Time zone of --to-time, Europe/Berlin for example
-    #[arg(long, value_name = "ZONE", requires = "to_time")]
-    timezone: Option<String>,
-    /// As it was at a position in the WAL
-    #[arg(long, value_name = "LSN", group = "target")]
-    to_lsn: Option<String>,
-    /// As it was at the commit of a transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    to_xid: Option<u64>,
-    /// As it was at a point that pg_create_restore_point made
-    #[arg(long, value_name = "NAME", group = "target")]
-    to_name: Option<String>,
-    /// As it was at the end of the backup [default: as far as there is WAL]
-    #[arg(long, group = "target")]
-    to_backup_end: bool,
-    /// Just before the target, and not behind it
-    #[arg(long, requires = "target")]
-    exclusive: bool,
-    /// Along this timeline [default: the only one that leads on from the backup]
-    #[arg(long, value_name = "N")]
-    timeline: Option<u32>,
     /// Fetches WAL with another command than pgark wal fetch
     #[arg(long, value_name = "COMMAND")]
     restore_command: Option<String>,
@@ -99,23 +74,14 @@ pub(crate) struct RecoverArgs {
     /// Folder of PostgreSQL's programs: of a server of the backup's version for a physical one
     #[arg(long, value_name = "FOLDER")]
     pub(crate) pg_bin: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "As it was when (a physical backup)")]
+    target: TargetArgs,
 }
 
 impl RecoverArgs {
     /// What they ask for.
     pub(crate) fn options(&self) -> Result<RecoverOptions> {
-        let mut recovery = Recovery::default();
-        recovery.target = Asked {
-            time: self.to_time.as_deref(),
-            zone: self.timezone.as_deref(),
-            lsn: self.to_lsn.as_deref(),
-            xid: self.to_xid,
-            name: self.to_name.as_deref(),
-            backup_end: self.to_backup_end,
-        }
-        .target()?;
-        recovery.exclusive = self.exclusive;
-        recovery.timeline = self.timeline;
+        let mut recovery = self.target.recovery()?;
         recovery.restore_command.clone_from(&self.restore_command);
         let mut options = RecoverOptions::default();
         options.tables.clone_from(&self.table);

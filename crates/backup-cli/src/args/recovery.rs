@@ -1,41 +1,52 @@
-//! The arguments that say up to where a restored server recovers.
+//! The arguments that say up to where a restored server recovers: of `restore`, `recover` and `drill`.
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use pgark::physical::{Recovery, Target, TargetAction};
 use pgark::postgres::Lsn;
 use pgark::{Error, ErrorKind, Result};
 
-/// Up to where a restored cluster recovers, and what it does then.
+/// Up to where a physical backup recovers.
 #[derive(Args)]
 #[group(skip)]
-#[command(next_help_heading = "Recovery, with --target-dir")]
 // The comments are the help that people read in a terminal.
-#[allow(clippy::struct_excessive_bools, clippy::doc_markdown)]
-pub(crate) struct RecoveryArgs {
+#[allow(clippy::doc_markdown)]
+pub(super) struct TargetArgs {
     /// Recovers to a moment, by the server's clock: "2026-11-21 14:30:00+01", or without a zone and with --timezone
-    #[arg(long, value_name = "TIME", requires = "target_dir", group = "target")]
+    #[arg(long, value_name = "TIME", group = "target")]
     to_time: Option<String>,
     /// Time zone of --to-time, Europe/Berlin for example
     #[arg(long, value_name = "ZONE", requires = "to_time")]
     timezone: Option<String>,
     /// Recovers to a position in the WAL
-    #[arg(long, value_name = "LSN", requires = "target_dir", group = "target")]
+    #[arg(long, value_name = "LSN", group = "target")]
     to_lsn: Option<String>,
     /// Recovers to the commit of a transaction
-    #[arg(long, value_name = "XID", requires = "target_dir", group = "target")]
+    #[arg(long, value_name = "XID", group = "target")]
     to_xid: Option<u64>,
     /// Recovers to a point that pg_create_restore_point made
-    #[arg(long, value_name = "NAME", requires = "target_dir", group = "target")]
+    #[arg(long, value_name = "NAME", group = "target")]
     to_name: Option<String>,
     /// Recovers to the end of the backup and no further [default: as far as there is WAL]
-    #[arg(long, requires = "target_dir", group = "target")]
+    #[arg(long, group = "target")]
     to_backup_end: bool,
     /// Stops just before the target, and not behind it
     #[arg(long, requires = "target")]
     exclusive: bool,
     /// Recovers along this timeline [default: the only one that leads on from the backup]
-    #[arg(long, value_name = "N", requires = "target_dir")]
+    #[arg(long, value_name = "N", group = "along")]
     timeline: Option<u32>,
+}
+
+/// Up to where a restored cluster recovers, and what it does then.
+#[derive(Args)]
+#[group(skip)]
+#[command(next_help_heading = "Recovery, with --target-dir")]
+#[command(group = ArgGroup::new("target").requires("target_dir").conflicts_with("into"))]
+#[command(group = ArgGroup::new("along").requires("target_dir").conflicts_with("into"))]
+#[allow(clippy::doc_markdown)]
+pub(crate) struct RecoveryArgs {
+    #[command(flatten)]
+    target: TargetArgs,
     /// What the server does at its target
     #[arg(long, value_enum, default_value_t, requires = "target")]
     action: Action,
@@ -68,18 +79,7 @@ enum Action {
 impl RecoveryArgs {
     /// What they ask for.
     pub(crate) fn recovery(&self) -> Result<Recovery> {
-        let mut recovery = Recovery::default();
-        recovery.target = Asked {
-            time: self.to_time.as_deref(),
-            zone: self.timezone.as_deref(),
-            lsn: self.to_lsn.as_deref(),
-            xid: self.to_xid,
-            name: self.to_name.as_deref(),
-            backup_end: self.to_backup_end,
-        }
-        .target()?;
-        recovery.exclusive = self.exclusive;
-        recovery.timeline = self.timeline;
+        let mut recovery = self.target.recovery()?;
         recovery.action = match self.action {
             Action::Promote => TargetAction::Promote,
             Action::Pause => TargetAction::Pause,
@@ -92,33 +92,27 @@ impl RecoveryArgs {
     }
 }
 
-/// What the arguments of a verb say of the target. They exclude each other.
-pub(super) struct Asked<'a> {
-    pub(super) time: Option<&'a str>,
-    /// Of `time`.
-    pub(super) zone: Option<&'a str>,
-    pub(super) lsn: Option<&'a str>,
-    pub(super) xid: Option<u64>,
-    pub(super) name: Option<&'a str>,
-    pub(super) backup_end: bool,
-}
-
-impl Asked<'_> {
-    /// The target; as far as there is WAL where none was named.
-    pub(super) fn target(&self) -> Result<Target> {
-        Ok(if let Some(time) = self.time {
-            Target::Time(moment(time, self.zone)?)
-        } else if let Some(lsn) = self.lsn {
+impl TargetArgs {
+    /// What they ask for: as far as there is WAL where no target is named.
+    pub(super) fn recovery(&self) -> Result<Recovery> {
+        let mut recovery = Recovery::default();
+        // They exclude each other.
+        recovery.target = if let Some(time) = &self.to_time {
+            Target::Time(moment(time, self.timezone.as_deref())?)
+        } else if let Some(lsn) = &self.to_lsn {
             Target::Lsn(lsn.parse::<Lsn>()?)
-        } else if let Some(xid) = self.xid {
+        } else if let Some(xid) = self.to_xid {
             Target::Xid(xid)
-        } else if let Some(name) = self.name {
-            Target::Name(name.to_owned())
-        } else if self.backup_end {
+        } else if let Some(name) = &self.to_name {
+            Target::Name(name.clone())
+        } else if self.to_backup_end {
             Target::Immediate
         } else {
             Target::Latest
-        })
+        };
+        recovery.exclusive = self.exclusive;
+        recovery.timeline = self.timeline;
+        Ok(recovery)
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::cli::Pgark;
@@ -81,11 +83,27 @@ pub fn forge(pgark: &Pgark, id: &str, kind: &str, change: impl Fn(&mut Vec<u8>))
         }
     }
     assert!(changed);
+    keep(&folder, record, contents);
+}
+
+/// Stores contents of an unencrypted backup, and the record, with all digests right.
+fn keep(folder: &Path, mut record: Value, contents: Value) {
     let sealed = zstd::encode_all(&with_own_digest(contents)[..], 3).unwrap();
     std::fs::write(folder.join("contents.json.zst"), &sealed).unwrap();
     record["contents"]["bytes"] = json!(sealed.len());
     record["contents"]["blake3"] = json!(blake3::hash(&sealed).to_hex().to_string());
     std::fs::write(folder.join("backup.json"), with_own_digest(record)).unwrap();
+}
+
+/// Changes what an unencrypted backup says of a table.
+pub fn forge_table(folder: &Path, name: &str, field: &str, value: &Value) {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let record = serde_json::from_slice(&read("backup.json")).unwrap();
+    let mut contents: Value =
+        serde_json::from_slice(&zstd::decode_all(&read("contents.json.zst")[..]).unwrap()).unwrap();
+    let tables = contents["source"]["logical"]["databases"][0]["tables"].as_array_mut().unwrap();
+    tables.iter_mut().find(|table| table["name"] == name).unwrap()[field] = value.clone();
+    keep(folder, record, contents);
 }
 
 pub fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) {

@@ -1,6 +1,8 @@
+use serde_json::Value;
+
 use super::Report;
-use crate::postgres::Tools;
-use crate::repository::{BackupSummary, Catalog};
+use crate::postgres::{Tools, major_of};
+use crate::repository::Catalog;
 
 const AREA: &str = "restore";
 
@@ -11,7 +13,8 @@ pub fn check_tools(catalog: &Catalog, tools: &Tools, report: &mut Report) {
         ("physical", "pg_ctl", "start what is restored (restore --start, drill, recover)"),
     ] {
         let Some(newest) = catalog.latest_whole(kind) else { continue };
-        let Some(major) = major_of(newest) else { continue };
+        let version = newest.source.get("server_version").and_then(Value::as_str);
+        let Some(major) = version.and_then(major_of) else { continue };
         match tools.find(program, major) {
             Ok(tool) => report.good(AREA, format!("{program} {} is here for {}", tool.version, newest.id)),
             Err(error) => report.warn(
@@ -21,8 +24,4 @@ pub fn check_tools(catalog: &Catalog, tools: &Tools, report: &mut Report) {
             ),
         }
     }
-}
-
-fn major_of(backup: &BackupSummary) -> Option<u32> {
-    backup.source.get("server_version")?.as_str()?.split('.').next()?.parse().ok()
 }

@@ -4,11 +4,16 @@
 //! only, archives nothing and follows nobody. The folder, the server and the container are gone afterwards, however the
 //! drill ends; what a killed one left is removed by the next.
 
+mod compare;
 mod container;
+mod logical;
 mod look;
+mod physical;
 mod place;
 mod record;
 mod run;
+mod settings;
+mod stop;
 mod wal;
 mod workplace;
 
@@ -17,8 +22,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+pub use compare::Compare;
 pub use look::Check;
-pub use record::{DrillRecord, Failure, Outcome, Phase, Step, records};
+pub use record::{ComparedWith, DrillRecord, Failure, Outcome, Phase, Step, records};
 
 use crate::encryptor::Encryptor;
 use crate::error::Result;
@@ -51,6 +57,8 @@ pub struct DrillOptions {
     pub databases: Vec<String>,
     /// How a physical backup recovers. Its `restore_command` is left alone where it has one.
     pub recovery: Recovery,
+    /// The logical backup that a physical one is compared with.
+    pub compare: Option<Compare>,
     /// The WAL archive that recovery needs, if it does.
     pub archive: Option<Archive>,
     /// Opens the backup.
@@ -73,6 +81,7 @@ impl Default for DrillOptions {
             checks: Vec::new(),
             databases: Vec::new(),
             recovery: Recovery::default(),
+            compare: None,
             archive: None,
             encryptor: None,
             jobs: None,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::container;
 use super::workplace::Workplace;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{ServerPrograms, Tools, server_owner};
+use crate::postgres::{ServerPrograms, Tools, major_of, server_owner};
 
 /// Where the programs are.
 #[derive(Debug, Clone)]
@@ -64,14 +64,10 @@ impl Place {
                 let programs = ServerPrograms { bin: PathBuf::new(), owner: None, container };
                 let version = programs.run("postgres", &["--version"]).unwrap_or_default();
                 let words = version.split_once("(PostgreSQL)").map_or("", |(_, words)| words.trim());
-                let digits: String = words.chars().take_while(char::is_ascii_digit).collect();
-                if digits.parse() == Ok(major) {
-                    return Ok(programs);
-                }
-                let has = if digits.is_empty() {
-                    "no server in its PATH".to_owned()
-                } else {
-                    format!("PostgreSQL {digits}")
+                let has = match major_of(words) {
+                    Some(has) if has == major => return Ok(programs),
+                    Some(has) => format!("PostgreSQL {has}"),
+                    None => "no server in its PATH".to_owned(),
                 };
                 let message = format!("the image {image} has {has}, and the backup is of {major}");
                 Err(Error::new(ErrorKind::ToolMissing, message)

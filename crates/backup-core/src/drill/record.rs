@@ -24,7 +24,8 @@ pub enum Step {
     Recover,
     /// `pg_amcheck` read every table and B-tree index.
     Amcheck,
-    /// Rows of all tables were counted and fingerprinted, and compared with the backup's contents.
+    /// Rows of all tables were counted and fingerprinted, and compared with the backup's contents, or with those of
+    /// [another one](DrillRecord::compared).
     Compare,
     /// The user's own SQL was run.
     Checks,
@@ -63,6 +64,24 @@ pub struct Phase {
     /// What is wrong, a line each; at most a hundred. Not kept either.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<String>,
+}
+
+/// The logical backup that a physical one was compared with, and how far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ComparedWith {
+    /// The logical backup.
+    pub backup: BackupId,
+    /// Whether the cluster was as the backup's snapshot saw it. What differs between two moments proves nothing.
+    pub same_moment: bool,
+    /// Databases whose rows were read.
+    pub databases: u64,
+    /// Those of the backup that were not: their snapshots are of other moments.
+    pub databases_left_out: u64,
+    /// Tables whose rows were read.
+    pub tables: u64,
+    /// Their rows, as the logical backup counts them.
+    pub rows: u64,
 }
 
 /// The error that ended a drill.
@@ -114,6 +133,9 @@ pub struct DrillRecord {
     pub rto_seconds: f64,
     /// How far a physical backup was recovered.
     pub recovered: Option<Recovered>,
+    /// What a physical backup was compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<ComparedWith>,
     /// Whether the backup can be restored, and nothing that was looked at is wrong.
     pub good: bool,
     /// What ended it before its end.
@@ -137,11 +159,15 @@ impl DrillRecord {
     }
 
     /// Whether what was found is wrong with the backup: the user's own checks may be wrong themselves, and a server
-    /// that does not start may lack something of this host.
+    /// that does not start may lack something of this host. Of two backups that differ nothing says which is wrong.
     pub fn is_damage(&self) -> bool {
         let damaged = |phase: &Phase| {
             phase.outcome == Outcome::Failed
-                && matches!(phase.step, Step::Amcheck | Step::Compare | Step::Checksums)
+                && match phase.step {
+                    Step::Amcheck | Step::Checksums => true,
+                    Step::Compare => self.compared.is_none(),
+                    _ => false,
+                }
         };
         match &self.error {
             Some(error) => {

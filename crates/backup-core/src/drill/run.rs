@@ -1,9 +1,5 @@
 //! The steps of a drill, one after another.
 
-use std::fmt::Write as _;
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -16,26 +12,25 @@ use super::DrillOptions;
 use super::look::{self, Check, Looked};
 use super::place::Place;
 use super::record::{DrillRecord, Failure, Outcome, Phase, Step};
-use super::wal::{self, Answers};
 use super::workplace::{self, Workplace};
 use crate::audit::{self, Act};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Silent};
-use crate::logical::{self, ProofLoad};
-use crate::physical::{self, DataDirectory, Recovery, Target, TargetAction, span};
+use crate::physical::{Recovery, Target, TargetAction};
 use crate::postgres::work_folder::default_parent;
-use crate::postgres::{Cluster, ConnInfo, Environment, ServerPrograms, Via};
+use crate::postgres::{ConnInfo, Environment, ServerPrograms, major_of};
 use crate::repository::{BackupId, BackupRecord, FORMAT, Repository, Tool, Verb, host_name};
 use crate::restore::{Restore, RestoreBuilder};
+use crate::{logical, physical};
 
 /// A drill at work.
 pub(super) struct Run<'a> {
     repository: &'a Repository,
-    record: &'a BackupRecord,
-    options: DrillOptions,
-    jobs: usize,
+    pub(super) record: &'a BackupRecord,
+    pub(super) options: DrillOptions,
+    pub(super) jobs: usize,
     major: u32,
-    report: DrillRecord,
+    pub(super) report: DrillRecord,
     observer: Arc<dyn Observer>,
     warnings: Arc<Mutex<Vec<String>>>,
 }
@@ -46,7 +41,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 /// The same, given up when the drill is cancelled: what it waits for ends with the server.
-async fn blocking_until<T: Send + 'static>(
+pub(super) async fn blocking_until<T: Send + 'static>(
     cancel: &CancellationToken,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -72,11 +67,7 @@ impl Observer for Keeps {
     }
 }
 
-fn major_of(version: &str) -> Option<u32> {
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-fn in_words(recovery: &Recovery) -> String {
+pub(super) fn in_words(recovery: &Recovery) -> String {
     match &recovery.target {
         Target::Latest => "latest".to_owned(),
         Target::Immediate => "the end of the backup".to_owned(),
@@ -135,6 +126,7 @@ impl<'a> Run<'a> {
             phases: Vec::new(),
             rto_seconds: 0.0,
             recovered: None,
+            compared: None,
             good: false,
             error: None,
             warnings: Vec::new(),
@@ -234,6 +226,7 @@ impl<'a> Run<'a> {
         let server = ConnInfo::resolve(&server, &Environment::default())?;
         let databases = if self.record.kind == physical::KIND {
             self.physical(at, programs, cancel).await?;
+            self.compare(&server, cancel).await?;
             vec!["postgres".to_owned()]
         } else {
             self.logical(at, programs, &server, cancel).await?
@@ -261,7 +254,7 @@ impl<'a> Run<'a> {
     }
 
     /// Does a step, and writes down what came of it.
-    async fn step(
+    pub(super) async fn step(
         &mut self,
         step: Step,
         cancel: &CancellationToken,
@@ -271,6 +264,7 @@ impl<'a> Run<'a> {
             Step::Restore => "restoring",
             Step::Recover => "starting the server",
             Step::Amcheck => "checking tables and indexes",
+            Step::Compare if self.record.kind == physical::KIND => "comparing rows with a logical backup",
             Step::Compare => "comparing rows with the backup",
             Step::Checks => "running checks",
             Step::Checksums => "reading all pages",
@@ -295,156 +289,11 @@ impl<'a> Run<'a> {
         error.map_or(Ok(()), |error| Err(error.doing(what)))
     }
 
-    fn builder(&self) -> RestoreBuilder {
+    pub(super) fn builder(&self) -> RestoreBuilder {
         Restore::builder()
             .backup(self.repository.clone(), self.record.clone())
             .jobs(self.jobs)
             .observer(Arc::clone(&self.observer))
             .shared_encryptor(self.options.encryptor.clone())
     }
-
-    /// Restores, starts, replays.
-    async fn physical(
-        &mut self,
-        at: &mut Workplace,
-        programs: ServerPrograms,
-        cancel: &CancellationToken,
-    ) -> Result<()> {
-        let mut recovery = self.options.recovery.clone();
-        let mut answers = None;
-        if let (None, Some(archive), Some(span)) =
-            (&recovery.restore_command, self.options.archive.take(), span(&self.record.summary))
-        {
-            answers = Some(Answers::begin(at, archive, span.wal.segment_bytes)?);
-            recovery.restore_command = Some(wal::restore_command(at.path()));
-        }
-        at.make_folder("tablespaces")?;
-        let to =
-            DataDirectory::at(at.data()).tablespaces_below(at.path().join("tablespaces")).recovery(recovery);
-        let restore = self.builder().restorer(to).build()?;
-        let mut raw_bytes = 0;
-        let work = async {
-            let restored = restore.run(cancel).await?;
-            raw_bytes = restored.raw_bytes;
-            Ok(Looked::of("files, compared with their digests", Vec::new()))
-        };
-        self.step(Step::Restore, cancel, work).await?;
-        self.report.raw_bytes = raw_bytes;
-        self.configure(at)?;
-        let cluster = Cluster { data: at.data(), programs };
-        // It is ended in any case from here on.
-        at.cluster = Some(cluster.clone());
-        let mut recovered = None;
-        let work = async {
-            match cluster.recover(cancel).await {
-                Ok(done) if done.state == "in production" => {
-                    recovered = Some(done);
-                    Ok(Looked::of("recovered to the target, and takes writes", Vec::new()))
-                }
-                Ok(done) => Err(Error::new(ErrorKind::ToolFailed, format!("the server is {}", done.state))),
-                // What stopped it may be a file of WAL.
-                Err(error) => Err(answers.as_ref().and_then(Answers::failure).unwrap_or(error)),
-            }
-        };
-        self.step(Step::Recover, cancel, work).await?;
-        self.report.recovered = recovered;
-        Ok(())
-    }
-
-    /// Starts an empty server, restores into it, compares.
-    async fn logical(
-        &mut self,
-        at: &mut Workplace,
-        programs: ServerPrograms,
-        server: &ConnInfo,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<String>> {
-        let cluster = Cluster { data: at.data(), programs };
-        let (own, configuration) = (cluster.clone(), self.configuration(at));
-        at.make_folder("data")?;
-        at.cluster = Some(cluster.clone());
-        let work = blocking_until(cancel, move || {
-            let data = own.data.display().to_string();
-            let args = ["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"];
-            own.programs.run("initdb", &args)?;
-            append(&own.data, &configuration)?;
-            own.start()?;
-            Ok(Looked::of("a new, empty server", Vec::new()))
-        });
-        self.step(Step::Recover, cancel, work).await?;
-        // The tools of a container are in it, and connect from there.
-        let into = match &at.container {
-            Some(container) => {
-                server.clone().with_via(Via::Docker { container: container.name().to_owned() })
-            }
-            None => server.clone(),
-        };
-        let tools = if at.container.is_some() {
-            crate::postgres::Tools::installed()
-        } else {
-            self.options.tools.clone()
-        };
-        let load = ProofLoad::into(into, tools);
-        let restore = self.builder().restorer(load.clone()).build()?;
-        let mut raw_bytes = 0;
-        let work = async {
-            let restored = restore.run(cancel).await?;
-            raw_bytes = restored.raw_bytes;
-            Ok(Looked::of(format!("databases {}", load.databases().join(", ")), Vec::new()))
-        };
-        self.step(Step::Restore, cancel, work).await?;
-        self.report.raw_bytes = raw_bytes;
-        let jobs = self.jobs;
-        let work = async {
-            let Some(compared) = load.compare(server, jobs, cancel).await? else {
-                return Ok(Looked::not_done("the backup has no counts and fingerprints of its tables"));
-            };
-            let left_out = match compared.left_out {
-                0 => String::new(),
-                some => format!("; {some} tables of extensions or loaded through partition roots left out"),
-            };
-            let note = format!("{} rows of {} tables{left_out}", compared.rows, compared.tables);
-            Ok(Looked::of(note, compared.found))
-        };
-        self.step(Step::Compare, cancel, work).await?;
-        Ok(load.databases())
-    }
-
-    /// Settings that keep the server to itself.
-    fn configuration(&self, at: &Workplace) -> String {
-        let mut text = String::from("\n# Written by pgark for a drill.\n");
-        let folder = at.path().display().to_string();
-        let hba = at.path().join("pg_hba.conf").display().to_string();
-        let own = [
-            ("port", "5432"),
-            ("listen_addresses", ""),
-            ("unix_socket_directories", &folder),
-            ("hba_file", &hba),
-            ("ssl", "off"),
-            ("logging_collector", "off"),
-            ("log_destination", "stderr"),
-            ("external_pid_file", ""),
-            // A subscription must not follow its publisher from here.
-            ("max_logical_replication_workers", "0"),
-        ];
-        let given = self.options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        // Those of the drill come last: it is to itself whatever is given.
-        for (name, value) in given.chain(own) {
-            let value = value.replace('\\', "\\\\").replace('\'', "''");
-            let _ = writeln!(text, "{name} = '{value}'");
-        }
-        text
-    }
-
-    fn configure(&self, at: &Workplace) -> Result<()> {
-        append(&at.data(), &self.configuration(at))
-    }
-}
-
-/// Adds to `postgresql.auto.conf`, which goes before every other file.
-fn append(data: &std::path::Path, text: &str) -> Result<()> {
-    let path: PathBuf = data.join("postgresql.auto.conf");
-    let written =
-        OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }

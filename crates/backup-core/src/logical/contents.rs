@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::DatabaseFacts;
+use super::{DatabaseFacts, SnapshotContents};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where it stands in a backup's contents.
@@ -45,6 +45,9 @@ pub struct DatabaseContents {
     pub pg_dump_version: String,
     /// The part that holds the table of contents, a `toc.dat` of the directory format.
     pub toc: u32,
+    /// The moment that the rows are of; nothing where no server said it, as of a dump that was imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotContents>,
     /// Bytes of the database as the server counts them.
     pub database_bytes: u64,
     /// The tables whose rows are in the backup.

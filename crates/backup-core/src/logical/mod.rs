@@ -14,8 +14,10 @@ mod fingerprint;
 mod import;
 mod load;
 mod look;
+mod moment;
 mod pieces;
 mod prove;
+mod reference;
 mod server;
 mod stock;
 mod tar_writer;
@@ -37,7 +39,9 @@ pub use load::{
     Existing, Load, LoadOptions, OldDatabase, Prospect, TableName, drop_old_database, old_databases,
 };
 pub(crate) use look::{RowsLook, RowsRead};
-pub(crate) use prove::ProofLoad;
+pub use moment::SnapshotContents;
+pub(crate) use prove::{Compared, Known, ProofLoad, compare};
+pub use reference::Reference;
 pub use server::{ServerDump, ServerLoad, ServerPreview};
 
 /// [`Dumper::kind`](crate::Dumper::kind) of logical backups.

@@ -17,10 +17,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_identifier, quote_literal};
 
-/// A database that was restored, and what the backup says of it.
-struct Restored {
-    contents: DatabaseContents,
-    toc: Toc,
+/// What a backup says of a database.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) contents: DatabaseContents,
+    pub(crate) toc: Arc<Toc>,
 }
 
 /// Restores every database of a backup into an empty server.
@@ -28,7 +29,7 @@ struct Restored {
 pub(crate) struct ProofLoad {
     connection: ConnInfo,
     tools: Tools,
-    restored: Arc<Mutex<Vec<Restored>>>,
+    restored: Arc<Mutex<Vec<Known>>>,
     names: Arc<Mutex<Vec<String>>>,
 }
 
@@ -39,7 +40,8 @@ pub(crate) struct Compared {
     pub(crate) tables: u64,
     /// Their rows, as the backup counts them.
     pub(crate) rows: u64,
-    /// Tables that cannot be compared: rows of extensions, and rows that were loaded through the root of partitions.
+    /// Tables that cannot be compared: rows of extensions, rows that were loaded through the root of partitions, and what
+    /// a physical backup does not bring.
     pub(crate) left_out: u64,
     /// What differs, a line each.
     pub(crate) found: Vec<String>,
@@ -147,7 +149,7 @@ impl Restorer for ProofLoad {
             let load = Load::into(self.connection.with_database(name)).options(options).database(name);
             let loaded = self.load(&parts, &database.facts, load, ctx).await;
             loaded.map_err(|e| e.doing(format!("restoring the database {name}")))?;
-            let restored = Restored { contents: database, toc };
+            let restored = Known { contents: database, toc: Arc::new(toc) };
             self.restored.lock().unwrap_or_else(PoisonError::into_inner).push(restored);
         }
         Ok(Map::new())
@@ -176,24 +178,46 @@ impl ProofLoad {
         if restored.is_empty() {
             return Ok(None);
         }
-        let mut all = Compared::default();
-        for database in restored {
-            let name = &database.contents.facts.name;
-            let session = connection.with_database(name).connect().await?;
-            let compared = tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Err(Error::cancelled()),
-                compared = compare_database(&session, &database, jobs) => compared,
-            };
-            let mut compared = compared.map_err(|e| e.doing(format!("comparing the database {name}")))?;
-            all.tables += compared.tables;
-            all.rows += compared.rows;
-            all.left_out += compared.left_out;
-            compared.found.sort();
-            all.found.extend(compared.found.into_iter().map(|found| format!("database {name}: {found}")));
-        }
-        Ok(Some(all))
+        compare(&restored, connection, true, jobs, cancel).await.map(Some)
     }
+}
+
+/// Reads the rows of all tables of databases and compares them with what a backup says of them. Unlogged and foreign
+/// tables only where the server `has_all` of them.
+///
+/// # Errors
+/// Those of connections. What the server cannot read is a finding.
+pub(crate) async fn compare(
+    databases: &[Known],
+    connection: &ConnInfo,
+    has_all: bool,
+    jobs: usize,
+    cancel: &CancellationToken,
+) -> Result<Compared> {
+    let mut all = Compared::default();
+    for database in databases {
+        let name = &database.contents.facts.name;
+        let session = match connection.with_database(name).connect().await {
+            Ok(session) => session,
+            Err(error) if error.kind() == ErrorKind::NoDatabase => {
+                all.found.push(format!("database {name}: it is not there"));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let compared = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Error::cancelled()),
+            compared = compare_database(&session, database, has_all, jobs) => compared,
+        };
+        let mut compared = compared.map_err(|e| e.doing(format!("comparing the database {name}")))?;
+        all.tables += compared.tables;
+        all.rows += compared.rows;
+        all.left_out += compared.left_out;
+        compared.found.sort();
+        all.found.extend(compared.found.into_iter().map(|found| format!("database {name}: {found}")));
+    }
+    Ok(all)
 }
 
 /// Whether the rows are those of the backup alone: not those of an extension, and not elsewhere.
@@ -202,14 +226,33 @@ fn comparable<'a>(toc: &'a Toc, table: &TableContents, made: &HashSet<i32>) -> O
     entry.dependencies.iter().any(|id| made.contains(id)).then_some(entry)
 }
 
-async fn compare_database(session: &Session, database: &Restored, jobs: usize) -> Result<Compared> {
-    let Restored { contents, toc } = database;
+/// Tables whose rows a physical backup does not bring: unlogged ones, which a recovery empties, and foreign ones.
+async fn not_of_the_cluster(session: &Session) -> Result<HashSet<(String, String)>> {
+    let sql = "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               WHERE c.relkind = 'f' OR c.relpersistence = 'u'";
+    let pair = |row: Vec<Option<String>>| match <[Option<String>; 2]>::try_from(row) {
+        Ok([Some(schema), Some(name)]) => Some((schema, name)),
+        _ => None,
+    };
+    Ok(session.rows(sql).await?.into_iter().filter_map(pair).collect())
+}
+
+async fn compare_database(
+    session: &Session,
+    database: &Known,
+    has_all: bool,
+    jobs: usize,
+) -> Result<Compared> {
+    let Known { contents, toc } = database;
     let is_table = |entry: &&Entry| entry.kind == "TABLE";
     let made: HashSet<i32> = toc.entries.iter().filter(is_table).map(|entry| entry.id).collect();
     let mut compared = Compared::default();
     let mut tasks = Vec::new();
+    let elsewhere = if has_all { HashSet::new() } else { not_of_the_cluster(session).await? };
     for table in &contents.tables {
-        let Some(entry) = comparable(toc, table, &made) else {
+        let own = |_: &&Entry| !elsewhere.contains(&(table.schema.clone(), table.name.clone()));
+        let Some(entry) = comparable(toc, table, &made).filter(own) else {
             compared.left_out += 1;
             continue;
         };

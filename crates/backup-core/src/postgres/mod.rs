@@ -46,3 +46,8 @@ pub use via::Via;
 pub const OLDEST_MAJOR: u32 = 15;
 /// Microseconds from 1970 to 2000, where PostgreSQL's clock begins.
 pub(crate) const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+/// The major version of a version as servers and tools write it: `18.1`, `19beta1`.
+pub(crate) fn major_of(version: &str) -> Option<u32> {
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}

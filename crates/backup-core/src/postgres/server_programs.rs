@@ -8,6 +8,16 @@ use std::process::{Command, Stdio};
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// What recovery must not have less of than the server that wrote the WAL: the settings, the names under which
+/// `pg_controldata` prints them, and what a server gets that needs no more.
+pub(super) const AT_LEAST: [(&str, &str, u32); 5] = [
+    ("max_connections", "max_connections setting", 20),
+    ("max_worker_processes", "max_worker_processes setting", 8),
+    ("max_wal_senders", "max_wal_senders setting", 0),
+    ("max_prepared_transactions", "max_prepared_xacts setting", 0),
+    ("max_locks_per_transaction", "max_locks_per_xact setting", 64),
+];
+
 /// The programs of one server version.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerPrograms {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::conninfo::{ConnInfo, Environment};
-use super::server_programs::ServerPrograms;
+use super::server_programs::{AT_LEAST, ServerPrograms};
 use super::tools::Tools;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -20,16 +20,6 @@ use crate::error::{Error, ErrorKind, Result};
 const LOOK: Duration = Duration::from_millis(200);
 /// Seconds until it must be consistent, for `pg_ctl`: recovery to there can take long.
 const CONSISTENT_WITHIN: &str = "86400";
-/// What recovery must not have less of than the server that wrote the WAL: the settings, and the names under which
-/// `pg_controldata` prints them.
-const AT_LEAST: [(&str, &str); 5] = [
-    ("max_connections", "max_connections setting"),
-    ("max_worker_processes", "max_worker_processes setting"),
-    ("max_wal_senders", "max_wal_senders setting"),
-    ("max_prepared_transactions", "max_prepared_xacts setting"),
-    ("max_locks_per_transaction", "max_locks_per_xact setting"),
-];
-
 /// A server after its recovery.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -194,7 +184,7 @@ impl Cluster {
     fn raise_settings(&self) -> Result<()> {
         let control = self.control()?;
         let mut lines = String::new();
-        for (setting, name) in AT_LEAST {
+        for (setting, name, _) in AT_LEAST {
             let folder = self.data.display().to_string();
             let has = self.programs.run("postgres", &["-D", &folder, "-C", setting])?;
             let (has, needs) =

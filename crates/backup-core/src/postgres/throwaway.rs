@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Session;
 use super::conninfo::{ConnInfo, Environment};
-use super::server_programs::ServerPrograms;
+use super::server_programs::{AT_LEAST, ServerPrograms};
 use super::tools::Tools;
 use super::work_folder::{WorkFolder, postmaster};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,16 +22,6 @@ use crate::error::{Error, ErrorKind, Result};
 /// How often the server is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 const LOG: &str = "log";
-/// What recovery must not have less of than the server that wrote the WAL: the settings, and the names under which
-/// `pg_controldata` prints them.
-const AT_LEAST: [(&str, &str, u32); 5] = [
-    ("max_connections", "max_connections setting", 20),
-    ("max_worker_processes", "max_worker_processes setting", 8),
-    ("max_wal_senders", "max_wal_senders setting", 0),
-    ("max_prepared_transactions", "max_prepared_xacts setting", 0),
-    ("max_locks_per_transaction", "max_locks_per_xact setting", 64),
-];
-
 /// The running server. It is stopped when the value is dropped.
 pub(crate) struct Throwaway {
     data: PathBuf,

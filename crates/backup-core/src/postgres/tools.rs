@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::conninfo::ConnInfo;
+use super::major_of;
 use super::via::{Script, Via};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -135,8 +136,7 @@ impl Tool {
     /// A program that said this of its version.
     fn of_words(path: PathBuf, words: &str, via: Option<&Via>) -> Option<Self> {
         let version = words.split_once("(PostgreSQL)")?.1.split_whitespace().next()?.to_owned();
-        let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-        Some(Self { path, major: digits.parse().ok()?, version, via: via.cloned() })
+        Some(Self { path, major: major_of(&version)?, version, via: via.cloned() })
     }
 }
 

@@ -9,10 +9,13 @@ use crate::dumper::Ctx;
 use crate::error::{Error, Result};
 use crate::event::Silent;
 use crate::logical::{Selection, TableName, archive, definitions_of};
-use crate::postgres::{ConnInfo, Tools, quote_identifier, quote_literal};
+use crate::postgres::{ConnInfo, Session, Tools, quote_identifier, quote_literal};
 
 /// Bytes of a name (`NAMEDATALEN`).
 const NAME_BYTES: usize = 63;
+/// Schemas where the table was: for what is put aside, and for what is being made.
+const OLD: &str = "pgark_old";
+const NEW: &str = "pgark_new";
 /// The entries of `pg_dump` that make a table, and not who may do what with it.
 const WANTED: [&str; 9] = [
     "TABLE",
@@ -38,6 +41,17 @@ pub(super) async fn copy(
 ) -> Result<u64> {
     let session = source.session();
     let new = sql_name(name);
+    let mut moved = None;
+    if make_room(session, name).await? {
+        let now = if *name == table.name {
+            &TableName { schema: OLD.to_owned(), ..name.clone() }
+        } else {
+            &table.name
+        };
+        moved = Some(Table::find(session, now).await?);
+    }
+    let original = &table.name;
+    let table = moved.as_ref().unwrap_or(table);
     // PostgreSQL makes one that is alike beside it, without rows, and pg_dump writes it down: nothing is renamed in text.
     let mut sql = format!(
         "CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {new} (LIKE {} INCLUDING ALL)",
@@ -56,13 +70,35 @@ pub(super) async fn copy(
         }
     }
     if table.partitioned {
-        notes.push(format!("{} was partitioned, and {name} is not", table.name));
+        notes.push(format!("{original} was partitioned, and {name} is not"));
     }
     if !table.extras.is_empty() {
         notes.push(format!("not copied: {}", table.extras.join("; ")));
     }
     let columns: Vec<&str> = table.stored().map(|column| column.name.as_str()).collect();
     move_table(source, &table.leaves, &columns, into, name, &values, tools, cancel).await
+}
+
+/// Puts aside what has a name where the table was, with its indexes and sequences: a table that was dropped comes back
+/// under its own name. True where there was something.
+async fn make_room(session: &Session, name: &TableName) -> Result<bool> {
+    let kind = format!(
+        "SELECT c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = {} AND c.relname = {}",
+        quote_literal(&name.schema),
+        quote_literal(&name.name)
+    );
+    let Some(kind) = session.value(&kind).await? else { return Ok(false) };
+    let name = sql_name(name);
+    let sql = match kind.as_str() {
+        "i" | "I" => format!("ALTER INDEX {name} RENAME TO {OLD}"),
+        _ => format!("CREATE SCHEMA IF NOT EXISTS {OLD}; ALTER TABLE {name} SET SCHEMA {OLD}"),
+    };
+    session.rows(&sql).await.map_err(|e| {
+        e.doing(format!("putting {name} aside where it was as it is in the backup"))
+            .with_hint("choose another name for the new table with --as")
+    })?;
+    Ok(true)
 }
 
 /// Statements that give a column of the new table a sequence like that of the old one.
@@ -121,12 +157,16 @@ pub(super) async fn query(
     _: &mut Vec<String>,
 ) -> Result<u64> {
     let query = sql.trim().trim_end_matches(';');
-    let sql = format!(
-        "CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {} AS {query}",
-        quote_identifier(&name.schema),
-        sql_name(name)
-    );
-    source.session().rows(&sql).await.map_err(|e| e.doing("running the query"))?;
+    let session = source.session();
+    // The query may read a table of the new one's name.
+    let made = TableName { schema: NEW.to_owned(), ..name.clone() };
+    let sql = format!("CREATE SCHEMA {NEW}; CREATE TABLE {} AS {query}", sql_name(&made));
+    session.rows(&sql).await.map_err(|e| e.doing("running the query"))?;
+    make_room(session, name).await?;
+    let schema = quote_identifier(&name.schema);
+    let sql =
+        format!("CREATE SCHEMA IF NOT EXISTS {schema}; ALTER TABLE {} SET SCHEMA {schema}", sql_name(&made));
+    session.rows(&sql).await?;
     let table = Table::find(source.session(), name).await?;
     let columns: Vec<&str> = table.stored().map(|column| column.name.as_str()).collect();
     move_table(source, &table.leaves, &columns, into, name, &[], tools, cancel).await

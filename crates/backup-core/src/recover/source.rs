@@ -14,7 +14,9 @@ use crate::event::Event;
 use crate::logical::{Load, LoadOptions, TableName};
 use crate::physical::{DATA, Outcome, PartialDirectory};
 use crate::postgres::work_folder::{self, WorkFolder, default_parent};
-use crate::postgres::{ConnInfo, Session, Throwaway, quote_identifier, quote_literal, server_owner};
+use crate::postgres::{
+    ConnInfo, Session, Throwaway, major_of, quote_identifier, quote_literal, server_owner,
+};
 use crate::restore::Restore;
 
 /// The folders of throwaway servers begin so.
@@ -153,8 +155,7 @@ async fn physical(
     cancel: &CancellationToken,
 ) -> Result<Source> {
     let version = recover.record.source.get("server_version").and_then(Value::as_str).unwrap_or_default();
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    let major = digits.parse().unwrap_or(0);
+    let major = major_of(version).unwrap_or(0);
     let bin = Throwaway::programs(&recover.tools, major)?;
     let parent = recover.work_dir.clone().unwrap_or_else(default_parent);
     // What killed ones left had nothing else running.

@@ -23,7 +23,7 @@ pub(super) struct Column {
     pub(super) name: String,
     pub(super) data_type: String,
     pub(super) not_null: bool,
-    /// It has a default, or is an identity.
+    /// It or its domain has a default, or it is an identity.
     pub(super) has_default: bool,
     pub(super) generated: bool,
 }
@@ -117,8 +117,10 @@ impl Table {
 
 async fn columns(session: &Session, oid: u32) -> Result<Vec<Column>> {
     let sql = format!(
-        "SELECT attname, pg_catalog.format_type(atttypid, atttypmod), attnotnull, atthasdef OR attidentity <> '', attgenerated <> '' \
-         FROM pg_catalog.pg_attribute WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+        "SELECT attname, pg_catalog.format_type(atttypid, atttypmod), attnotnull OR typnotnull, \
+         atthasdef OR attidentity <> '' OR typdefault IS NOT NULL, attgenerated <> '' \
+         FROM pg_catalog.pg_attribute JOIN pg_catalog.pg_type t ON t.oid = atttypid \
+         WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
     );
     let is = |value: &Option<String>| value.as_deref() == Some("t");
     let rows = session.rows(&sql).await?;

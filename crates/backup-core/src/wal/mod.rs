@@ -35,7 +35,7 @@ pub use inventory::{BackupSpan, Inventory, Reach, Run};
 pub use name::{SegmentName, WalName};
 pub use needed::ArchivedWal;
 pub use object::{Piece, ShortDigest, Stored};
-pub use page::{SegmentHeader, TimeScan, Times};
+pub use page::{Commit, SegmentHeader, TimeScan, Times};
 pub use points::RestorePoint;
 pub use push::{Pushed, Pusher};
 pub use receive::Receiver;

@@ -111,6 +111,18 @@ pub struct TimeScan {
     page: Vec<u8>,
     state: State,
     times: Times,
+    /// Where they are wanted.
+    commits: Option<Vec<Commit>>,
+}
+
+/// A commit in the WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Commit {
+    /// Where its record begins.
+    pub lsn: Lsn,
+    /// The transaction, without its epoch.
+    pub xid: u32,
 }
 
 #[derive(Debug)]
@@ -128,11 +140,30 @@ fn aligned(bytes: usize) -> usize {
     bytes.next_multiple_of(8)
 }
 
+impl Commit {
+    #[cfg(test)]
+    pub(crate) fn new(lsn: Lsn, xid: u32) -> Self {
+        Self { lsn, xid }
+    }
+}
+
 impl TimeScan {
     /// Begins at the beginning of the segment that `header` is of.
     pub fn new(header: SegmentHeader) -> Self {
         let page = Vec::with_capacity(LONG_HEADER);
-        Self { header, at: 0, page, state: State::Skip(0), times: Times::default() }
+        Self { header, at: 0, page, state: State::Skip(0), times: Times::default(), commits: None }
+    }
+
+    /// Looks for commits as well, but for those of prepared transactions.
+    #[must_use]
+    pub fn with_commits(mut self) -> Self {
+        self.commits = Some(Vec::new());
+        self
+    }
+
+    /// The commits that were found since the last call.
+    pub fn take_commits(&mut self) -> Vec<Commit> {
+        self.commits.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Reads on.
@@ -215,6 +246,10 @@ impl TimeScan {
         const XLOG: u8 = 0;
         const XACT: u8 = 1;
         let (info, manager) = (record[16], record[17]);
+        if let (Some(commits), XACT, 0x00) = (&mut self.commits, manager, info & 0x70) {
+            let xid = u32::from_le_bytes(number(record, 4));
+            commits.push(Commit { lsn: Lsn(self.header.start.0 + start as u64), xid });
+        }
         match (manager, info & 0x70) {
             // Commit and abort, of prepared transactions too (xact.h): they begin with their time.
             (XACT, 0x00 | 0x20 | 0x30 | 0x40) => {
@@ -298,7 +333,10 @@ mod tests {
     #[test]
     fn commits_aborts_and_restore_points_are_found() {
         let mut segment = header();
-        segment.extend(record(1, 0x80, &5_000_000_i64.to_le_bytes()));
+        let committed = Commit { lsn: Lsn((1 << 20) + segment.len() as u64), xid: 0x0102_0304 };
+        let mut commit = record(1, 0x80, &5_000_000_i64.to_le_bytes());
+        commit[4..8].copy_from_slice(&committed.xid.to_le_bytes());
+        segment.extend(commit);
         segment.extend(record(10, 0x00, &9_000_000_i64.to_le_bytes()));
         segment.extend(record(1, 0x20, &2_000_000_i64.to_le_bytes()));
         let mut point = 3_000_000_i64.to_le_bytes().to_vec();
@@ -312,6 +350,9 @@ mod tests {
             let times = scanned(&segment, step);
             assert_eq!((times.first, times.last), (time(2_000_000), time(5_000_000)), "step {step}");
             assert_eq!(times.points, [(at, time(3_000_000).unwrap(), "before".to_owned())]);
+            let mut scan = TimeScan::new(SegmentHeader::read(&segment).unwrap()).with_commits();
+            segment.chunks(step).for_each(|piece| scan.update(piece));
+            assert_eq!(scan.take_commits(), [committed], "an abort is none");
         }
     }
 

@@ -199,9 +199,9 @@ impl Archive {
         if cancel.is_cancelled() {
             return Err(Error::cancelled());
         }
-        report.findings.extend(closed.into_iter().map(|(object, error)| {
+        report.findings.extend(closed.iter().map(|(object, error)| {
             let missing = error.kind() == ErrorKind::ObjectMissing;
-            WalFinding::new(object, missing, error.to_string())
+            WalFinding::new(object.clone(), missing, error.to_string())
         }));
         report.findings.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(report)

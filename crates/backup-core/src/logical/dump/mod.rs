@@ -119,6 +119,7 @@ impl Dump {
         let facts = DatabaseFacts::read(session, major).await?;
         let Frozen { mut snapshot, toc, encoding, tables, warnings } =
             self.freeze(session, major, &tool, ctx).await?;
+        let moment = snapshot.moment.take();
         let own = &mut snapshot.session;
         let left_out = left_out::count(own).await?;
         let extensions = extensions(own).await?;
@@ -156,6 +157,7 @@ impl Dump {
             server_version,
             pg_dump_version: tool.version,
             toc: toc_part,
+            snapshot: moment,
             database_bytes: bytes.and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
             tables,
             large_objects: has_blobs.then_some(large_objects),

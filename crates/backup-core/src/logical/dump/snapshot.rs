@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use super::super::SnapshotContents;
 use super::super::archive::Toc;
 use super::tables::Table;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,6 +16,11 @@ const LOCKED_AT_ONCE: usize = 500;
 const COMPARED_AT_ONCE: usize = 2000;
 /// How long a lock is waited for. The tables that are locked already are in the way of others meanwhile.
 const LOCK_TIMEOUT: &str = "5s";
+
+/// How often a moment is looked for in which no transactions end, and how long it is: a commit takes longer to come to the
+/// disk, and those who wait for it take less to end.
+const QUIET_ATTEMPTS: usize = 5;
+const QUIET: Duration = Duration::from_millis(2);
 
 /// Settings of every session that reads rows: those of `pg_dump` (`setup_connection` in `pg_dump.c`, PostgreSQL 18), so
 /// that rows come as it writes them, and those that make ranges of ctid fast and rows comparable.
@@ -45,6 +52,8 @@ pub(super) struct Snapshot {
     pub(super) session: CopySession,
     /// What other sessions import.
     pub(super) name: String,
+    /// When it was taken.
+    pub(super) moment: Option<SnapshotContents>,
 }
 
 /// What came of locking.
@@ -57,12 +66,41 @@ pub(super) enum Locked {
 }
 
 impl Snapshot {
+    /// Takes one. Transactions that were committed together end one by one, in any order. Between two such moments the
+    /// snapshot sees what the WAL has up to a position, and can be compared with a replay to there: so it is looked for
+    /// a moment in which the server writes no commits to its disk. A good snapshot it is in any case.
     pub(super) async fn take(session: &Session, major: u32) -> Result<Self> {
-        let mut own = session.copy_session().await?;
+        let mut taken = Self::take_once(session.copy_session().await?, session, major).await?;
+        for _ in 0..QUIET_ATTEMPTS {
+            if taken.moment.as_ref().is_none_or(SnapshotContents::sees_all) {
+                break;
+            }
+            let before = SnapshotContents::flushed(session).await;
+            tokio::time::sleep(QUIET).await;
+            let mut own = taken.session;
+            own.rows("ROLLBACK").await?;
+            taken = Self::take_once(own, session, major).await?;
+            if before == SnapshotContents::flushed(session).await {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn take_once(mut own: CopySession, session: &Session, major: u32) -> Result<Self> {
         begin(&mut own, major, None).await?;
-        let name = own.value("SELECT pg_catalog.pg_export_snapshot()").await?;
-        let name = name.ok_or_else(|| Error::internal("the server exported no snapshot"))?;
-        Ok(Self { session: own, name })
+        let sql = "SELECT pg_catalog.pg_export_snapshot(), pg_catalog.pg_current_snapshot()";
+        let row = own.rows(sql).await?.into_iter().next().unwrap_or_default();
+        // By another session: what fails in this one ends its transaction.
+        let position = SnapshotContents::position(session).await;
+        let [Some(name), Some(transactions)] = &row[..] else {
+            return Err(Error::internal("the server exported no snapshot"));
+        };
+        let moment = position.map(|(lsn, timeline)| {
+            let transactions = transactions.clone();
+            SnapshotContents { lsn, timeline, transactions }
+        });
+        Ok(Self { session: own, name: name.clone(), moment })
     }
 
     /// Locks the tables whose rows are dumped, and looks whether they are still those that the snapshot sees. TRUNCATE,

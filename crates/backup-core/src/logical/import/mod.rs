@@ -116,6 +116,7 @@ fn archive(path: &Path, format: Format, target: &Target) -> Result<Dumped> {
         server_version,
         pg_dump_version,
         toc: toc_part,
+        snapshot: None,
         database_bytes: stored.bytes,
         tables: stored.tables,
         large_objects: stored.objects,

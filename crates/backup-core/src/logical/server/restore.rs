@@ -16,7 +16,7 @@ use crate::logical::contents::{DatabaseContents, LogicalContents};
 use crate::logical::database::maintenance;
 use crate::logical::load::{is_taken, read_toc};
 use crate::logical::{DatabaseFacts, KIND, Load, LoadOptions};
-use crate::postgres::{ConnInfo, Session, Tools, quote_literal};
+use crate::postgres::{ConnInfo, Session, Tools, major_of, quote_literal};
 
 /// Settings of a role or a database that come back must not stand in the way of what comes after them.
 const OPTIONS: &str = "-c default_transaction_read_only=off";
@@ -83,7 +83,8 @@ impl ServerLoad {
                 "nothing was changed; drop or rename them, restore into another server, or single databases with --database",
             ));
         }
-        let dumped_by = contents.databases.iter().map(|d| major_of(&d.pg_dump_version)).max().unwrap_or(0);
+        let dumped_by =
+            contents.databases.iter().filter_map(|d| major_of(&d.pg_dump_version)).max().unwrap_or(0);
         self.tools.find_for("pg_restore", dumped_by.max(major), server.info()).await.map(drop)
     }
 
@@ -155,10 +156,6 @@ impl ServerLoad {
 
 fn definition(text: Option<&[u8]>) -> Vec<super::statements::Statement> {
     Statements::of(text.unwrap_or_default())
-}
-
-fn major_of(version: &str) -> u32 {
-    version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
 /// A database that was there keeps how it encodes and sorts.
