@@ -88,8 +88,8 @@ mod tests {
             SnapshotContents { lsn: Lsn(1), timeline: None, transactions }.sees()
         };
         let sees = of("100:105:100,103").unwrap();
-        let seen: Vec<u32> = (98..108).filter(|xid| sees.has(*xid)).collect();
-        assert_eq!(seen, [98, 99, 101, 102, 104]);
+        let those: Vec<u32> = (98..108).filter(|xid| sees.has(*xid)).collect();
+        assert_eq!(those, [98, 99, 101, 102, 104]);
         assert_eq!(of("7:7:").unwrap(), Sees { next: 7, running: Vec::new() });
         // Behind the turn of the counter.
         let turned = of("8589934590:8589934597:8589934591").unwrap();
