@@ -189,6 +189,7 @@ async fn a_database_comes_back_from_each_copy() {
 
 /// Whatever a copy has damaged of backups, of WAL and beside them comes back from another one.
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "it is one story")]
 async fn all_that_copies_share_is_repaired() {
     let server = server();
     sql(&server, "postgres", &sample(50)).await;

@@ -35,18 +35,17 @@ impl Parents {
         while let Some(id) = next {
             if seen.contains(&id) {
                 let why = format!("backup {} builds on itself, by its records", record.id);
-                wrong.push(of_parent(&id, None, false, why));
+                wrong.push(of_parent(&id, None, false, &why));
                 break;
             }
             let at = place(repository, &id);
             let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned();
-            let known = match known {
-                Some(known) => known,
-                None => {
-                    let known = look_at(repository, record, &id).await?;
-                    self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(at, known.clone());
-                    known
-                }
+            let known = if let Some(known) = known {
+                known
+            } else {
+                let known = look_at(repository, record, &id).await?;
+                self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(at, known.clone());
+                known
             };
             wrong.extend(known.wrong);
             next = known.parent;
@@ -62,7 +61,7 @@ impl Parents {
         let wrong = match own.next() {
             Some(first) => {
                 let why = format!("it is damaged: {}: {}", first.what, first.why);
-                vec![of_parent(&record.id, None, first.missing, why)]
+                vec![of_parent(&record.id, None, first.missing, &why)]
             }
             None if report.depth == Depth::Raw && !report.sampled => Vec::new(),
             None => return,
@@ -72,7 +71,7 @@ impl Parents {
     }
 }
 
-fn of_parent(id: &BackupId, key: Option<String>, missing: bool, why: String) -> Finding {
+fn of_parent(id: &BackupId, key: Option<String>, missing: bool, why: &str) -> Finding {
     let why = format!("{why}; without it this backup cannot be restored");
     Finding { parent: Some(id.clone()), ..Finding::of(format!("parent {id}"), key, missing, why) }
 }
@@ -87,7 +86,7 @@ async fn look_at(repository: &Repository, child: &BackupRecord, id: &BackupId) -
             let key = format!("{folder}/{}", layout::RECORD);
             return Ok(Known {
                 parent: None,
-                wrong: vec![of_parent(id, Some(key), missing, error.to_string())],
+                wrong: vec![of_parent(id, Some(key), missing, &error.to_string())],
             });
         }
         Err(error) => return Err(error.doing(format!("looking at {id}, on which {} builds", child.id))),
@@ -96,14 +95,14 @@ async fn look_at(repository: &Repository, child: &BackupRecord, id: &BackupId) -
         .await?
         .into_iter()
         .map(|(key, error)| {
-            of_parent(id, Some(key), error.kind() == ErrorKind::ObjectMissing, error.to_string())
+            of_parent(id, Some(key), error.kind() == ErrorKind::ObjectMissing, &error.to_string())
         })
         .collect();
     if let Some(encryption) = &record.encryption
         && !has_key(repository, &record).await?
     {
         let key = format!("{folder}/{}", layout::key(&encryption.method));
-        wrong.push(of_parent(id, Some(key.clone()), true, format!("{key} is missing: nobody can read it")));
+        wrong.push(of_parent(id, Some(key.clone()), true, &format!("{key} is missing: nobody can read it")));
     }
     let marks = Marks::load(repository, &child.cluster).await?;
     if wrong.is_empty()
@@ -113,7 +112,7 @@ async fn look_at(repository: &Repository, child: &BackupRecord, id: &BackupId) -
             "a verification found it damaged on {}, and none has found it good since: pgark verify {id} looks again",
             mark.since
         );
-        wrong.push(of_parent(id, None, false, why));
+        wrong.push(of_parent(id, None, false, &why));
     }
     Ok(Known { parent: record.parent.clone(), wrong })
 }

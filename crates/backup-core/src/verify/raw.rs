@@ -85,7 +85,7 @@ enum Structure {
 
 /// Reads a part by its form.
 enum Look {
-    Files(Box<FilesLook>),
+    Files(FilesLook),
     Rows(Box<RowsLook>),
     None,
 }
@@ -105,9 +105,7 @@ impl Structure {
     fn look(&self, part: &PartInfo) -> Look {
         let kind = part.spec.kind.as_str();
         match self {
-            Self::Files(files) if FilesRead::knows(kind) => {
-                Look::Files(Box::new(files.look(kind, &part.spec.name)))
-            }
+            Self::Files(files) if FilesRead::knows(kind) => Look::Files(files.look(kind, &part.spec.name)),
             Self::Rows(rows) => {
                 rows.look(part.part, kind).map_or(Look::None, |look| Look::Rows(Box::new(look)))
             }

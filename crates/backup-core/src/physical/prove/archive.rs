@@ -100,13 +100,13 @@ impl ArchiveLook {
         let name = listed_path(header);
         let (stored, path) = match self.form {
             Form::Whole | Form::Other => (Stored::Whole, name),
-            Form::Delta => match below(&name) {
-                Some(found) => found,
-                None => {
+            Form::Delta => {
+                let Some(found) = below(&name) else {
                     self.found.push(format!("an increment has a member {}", String::from_utf8_lossy(&name)));
                     return;
-                }
-            },
+                };
+                found
+            }
             Form::Incremental => match made_path(&name) {
                 Some(made) => (Stored::Summarized, made),
                 None => (Stored::Whole, name),
@@ -133,7 +133,10 @@ impl ArchiveLook {
 
     /// What the list of an increment says of a member.
     fn compare_with_list(&mut self, path: &[u8], stored: Stored, bytes: u64) {
-        let Some(listed) = self.read.listed(path) else { return };
+        if !self.read.has_list() {
+            return;
+        }
+        let listed = self.read.seen(path);
         let shown = String::from_utf8_lossy(path);
         match listed {
             None => self.found.push(format!("{shown} is not in the increment's list of files")),
@@ -161,7 +164,8 @@ impl ArchiveLook {
         match blocks.take(data, &self.read) {
             Ok(None) => {}
             Ok(Some(head)) => {
-                let listed = self.read.listed(&member.path).flatten().map(|listed| listed.bytes);
+                let listed = self.read.seen(&member.path).filter(|_| self.read.has_list());
+                let listed = listed.map(|listed| listed.bytes);
                 if let (Some(file), Some(listed)) = (head.file_bytes, listed)
                     && file != listed
                 {

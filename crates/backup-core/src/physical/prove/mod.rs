@@ -98,16 +98,21 @@ impl FilesRead {
             return FilesLook::List(ListLook::new(Arc::clone(self)));
         }
         let archive = name.split('/').next().unwrap_or_default();
-        FilesLook::Archive(ArchiveLook::new(Arc::clone(self), kind, archive))
+        FilesLook::Archive(Box::new(ArchiveLook::new(Arc::clone(self), kind, archive)))
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<u64, Seen>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the list says of a file of a path in the data directory; nothing where there is no list.
-    fn listed(&self, path: &[u8]) -> Option<Option<Seen>> {
-        self.has_list.load(Ordering::Acquire).then(|| self.files().get(&xxh3_64(path)).copied())
+    /// Whether the list of an increment was read.
+    fn has_list(&self) -> bool {
+        self.has_list.load(Ordering::Acquire)
+    }
+
+    /// What is known of a file, by its path in the data directory.
+    fn seen(&self, path: &[u8]) -> Option<Seen> {
+        self.files().get(&xxh3_64(path)).copied()
     }
 
     fn note(&self, path: &[u8], seen: Seen) {
@@ -170,7 +175,7 @@ impl FilesRead {
         let path = path.display();
         let Some(seen) = seen else {
             // Without its list nobody knows what an increment should have.
-            let certain = all_read && (self.is_full || self.has_list.load(Ordering::Acquire));
+            let certain = all_read && (self.is_full || self.has_list());
             return certain.then(|| format!("{path} is not in the backup, and the server sent it"));
         };
         let changed_only = seen.stored == Stored::Blocks;
@@ -205,7 +210,7 @@ fn full_path(archive: &str, path: &[u8]) -> Vec<u8> {
 /// Reads one part.
 pub(crate) enum FilesLook {
     /// An archive of files.
-    Archive(ArchiveLook),
+    Archive(Box<ArchiveLook>),
     /// The list of an increment.
     List(ListLook),
 }
