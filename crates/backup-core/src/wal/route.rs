@@ -223,9 +223,9 @@ mod tests {
             let made = decisions.iter().enumerate().map(|(n, (t, number, seed))| decision(*t, *number, *seed, n));
             metas.extend(made);
             let mut surveyor = Surveyor::of(7);
-            metas.iter().for_each(|meta| {
+            for meta in &metas {
                 surveyor.take(meta);
-            });
+            }
             let survey = surveyor.finish();
             let mut stored: Vec<(SegmentName, Stored)> = Vec::new();
             for name in survey.names() {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use backup_core::{Error, ErrorKind, Meta, Result};
@@ -30,6 +31,8 @@ struct Shared {
     root: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
+    /// Threads that wait for a folder, to be looked at without the lock: it is asked for each of a million folders.
+    hungry: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -80,7 +83,12 @@ pub(super) fn stream(
 /// Sends what is below `folder`, in batches, until it is all or nobody receives any more. Blocks.
 pub(super) fn walk(root: &Path, folder: &str, to: &Batches) -> Result<()> {
     let state = State { waiting: [(folder.to_owned(), 0)].into(), ..State::default() };
-    let shared = Shared { root: root.to_owned(), state: Mutex::new(state), changed: Condvar::new() };
+    let shared = Shared {
+        root: root.to_owned(),
+        state: Mutex::new(state),
+        changed: Condvar::new(),
+        hungry: AtomicUsize::new(0),
+    };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
@@ -125,8 +133,10 @@ impl Shared {
                 return None;
             }
             state.idle += 1;
+            self.hungry.fetch_add(1, Ordering::Relaxed);
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.idle -= 1;
+            self.hungry.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -140,6 +150,10 @@ impl Shared {
 
     /// Gives a folder to a thread that has none; back, where they all have one.
     fn offer(&self, key: String, depth: usize) -> Option<String> {
+        // Whoever begins to wait this moment is asked about with the next folder.
+        if self.hungry.load(Ordering::Relaxed) == 0 {
+            return Some(key);
+        }
         let mut state = self.lock();
         if state.idle <= state.waiting.len() {
             return Some(key);

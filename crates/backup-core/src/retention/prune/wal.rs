@@ -211,7 +211,9 @@ impl Prune {
 
     async fn delete_of_wal(&self, objects: Vec<Meta>, judge: &mut Judge<'_>, done: &mut Pruned) {
         let (count, left) = self.delete(objects).await;
-        left.iter().for_each(|left| judge.sieve.is_left(&left.object));
+        for left in &left {
+            judge.sieve.is_left(&left.object);
+        }
         done.wal_objects += count;
         done.left.extend(left);
     }
