@@ -294,8 +294,8 @@ impl Root {
 /// The next bytes of a file of which `left` are wanted. What is small does not keep a large buffer.
 fn next_chunk(file: &File, left: u64, buffers: &Buffers) -> io::Result<Bytes> {
     let wanted = usize::try_from(left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
-    let lent = wanted == READ_BYTES;
-    let mut chunk = if lent { buffers.take() } else { Vec::with_capacity(wanted) };
+    let is_large = wanted == READ_BYTES;
+    let mut chunk = if is_large { buffers.take() } else { Vec::with_capacity(wanted) };
     // The room that a vector has may be more than was asked for. `read_to_end` would read in many small steps.
     while chunk.len() < wanted {
         if rustix::io::retry_on_intr(|| rustix::io::read(file, spare_capacity(&mut chunk)))? == 0 {
@@ -303,7 +303,7 @@ fn next_chunk(file: &File, left: u64, buffers: &Buffers) -> io::Result<Bytes> {
         }
     }
     chunk.truncate(wanted);
-    Ok(if lent { buffers.freeze(chunk) } else { Bytes::from(chunk) })
+    Ok(if is_large { buffers.freeze(chunk) } else { Bytes::from(chunk) })
 }
 
 /// A folder is no object: a store in the cloud has none.
