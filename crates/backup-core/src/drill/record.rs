@@ -201,10 +201,10 @@ impl DrillRecord {
     }
 }
 
-/// The newest drills of a cluster, oldest first; at most so many.
+/// The newest drills of a cluster, oldest first; at most so many. A damaged record proves nothing, and is left out.
 ///
 /// # Errors
-/// Those of the store, and [`Integrity`](crate::ErrorKind::Integrity) of a damaged record.
+/// Those of the store.
 pub async fn records(
     repository: &Repository,
     cluster: &ClusterName,
@@ -220,8 +220,18 @@ pub async fn records(
         })
         .collect();
     futures::stream::iter(keys[keys.len().saturating_sub(most)..].to_vec())
-        .map(|key| async move { from_json(&read_whole(store, &key, RECORD_LIMIT).await?, &key) })
+        .map(|key| async move {
+            let read = read_whole(store, &key, RECORD_LIMIT).await.and_then(|body| from_json(&body, &key));
+            match read {
+                Err(error) if error.kind() == ErrorKind::Integrity => {
+                    tracing::warn!(%error, "the record of a drill is damaged");
+                    Ok(None)
+                }
+                other => other.map(Some),
+            }
+        })
         .buffered(READS)
+        .try_filter_map(|record| async move { Ok(record) })
         .try_collect()
         .await
 }
