@@ -104,7 +104,7 @@ pub fn signed(mut record: Value) -> Vec<u8> {
 /// What makes a place a repository.
 pub fn marker() -> (String, Vec<u8>) {
     let marker = json!({
-        "format": 1, "id": "01M7YBC43R60RYQ0FH5E5ZTFD1", "created": "2026-01-01T00:00:00Z",
+        "format": 1, "id": "01KDVE4Q000000000000000000", "created": "2026-01-01T00:00:00Z",
         "tool": {"name": "pgark", "version": "0"}, "abilities": {"conditional_create": true, "delete": true},
     });
     ("pgark.json".to_owned(), signed(marker))
@@ -116,7 +116,7 @@ pub fn identity() -> (String, Vec<u8>) {
         "format": 1, "system_identifier": SYSTEM.to_string(), "server_version": "15.18", "since": "2026-01-01T00:00:00Z",
         "tool": {"name": "pgark", "version": "0"},
     });
-    ("clusters/main/identity/01M7YBC43R60RYQ0FH5E5ZTFD1.json".to_owned(), signed(identity))
+    ("clusters/main/identity/01KDVE4Q000000000000000000.json".to_owned(), signed(identity))
 }
 
 /// A mark.

@@ -98,14 +98,31 @@ impl Totals {
 pub(crate) struct FirstError(Arc<std::sync::Mutex<Option<Error>>>);
 
 impl FirstError {
+    /// Others are stopped by a part that fails, and may say so while it still tidies up: they are not the cause.
     pub(crate) fn set(&self, error: Error) {
         let mut slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if slot.is_none() {
+        let cancelled = |error: &Error| error.kind() == ErrorKind::Cancelled;
+        if slot.as_ref().is_none_or(|first| cancelled(first) && !cancelled(&error)) {
             *slot = Some(error);
         }
     }
 
     pub(crate) fn take(&self) -> Option<Error> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_was_stopped_is_not_the_cause() {
+        let failure = FirstError::default();
+        failure.set(Error::cancelled());
+        failure.set(Error::internal("the cause"));
+        failure.set(Error::cancelled());
+        failure.set(Error::internal("another"));
+        assert!(failure.take().unwrap().to_string().contains("the cause"));
     }
 }
