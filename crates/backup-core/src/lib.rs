@@ -58,7 +58,7 @@ pub use repository::Repository;
 pub use restore::{Restore, RestoreBuilder, Restored};
 pub use retention::RetentionPolicy;
 pub use store::{
-    Bytestream, Created, Entry, Kept, Meta, Missed, Store, Upload, list_deep, list_sorted, read_if_there,
-    read_whole, walk_folders,
+    Bytestream, Created, Entry, Kept, Meta, Missed, Store, Take, Upload, list_deep, list_sorted,
+    read_if_there, read_whole, walk_folders,
 };
 pub use tokio_util::sync::CancellationToken;

@@ -19,6 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Bytes as they come from a store. An error ends the stream.
 pub type Bytestream = BoxStream<'static, Result<Bytes>>;
 
+/// What is given bytes that are read: [`Store::read_through`].
+pub type Take = Box<dyn FnMut(&[u8]) + Send>;
+
 /// What [`Store::create`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
@@ -91,6 +94,16 @@ pub trait Store: Send + Sync + Debug {
 
     /// Reads an object, or `range` of it. A range beyond the end is an error.
     async fn read(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytestream>;
+
+    /// Reads an object, or `range` of it, through: `take` is given its bytes in order. A store whose reads block reads and
+    /// takes on one thread, since bytes that go from one core to another take several times as long.
+    async fn read_through(&self, key: &str, range: Option<Range<u64>>, mut take: Take) -> Result<()> {
+        let mut stream = self.read(key, range).await?;
+        while let Some(chunk) = stream.try_next().await? {
+            take(&chunk);
+        }
+        Ok(())
+    }
 
     /// Looks at an object without reading it.
     async fn head(&self, key: &str) -> Result<Meta>;

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use backup_core::pipeline::Buffers;
-use backup_core::{Bytestream, Created, Entry, Error, ErrorKind, Meta, Result, Store, Upload};
+use backup_core::{Bytestream, Created, Entry, Error, ErrorKind, Meta, Result, Store, Take, Upload};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -26,6 +26,8 @@ use ulid::Ulid;
 const TEMPORARIES: &str = ".pgark-tmp";
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 512 * 1024;
+/// The same where one thread reads and takes: it stays in the cache of its core.
+const THROUGH_BYTES: usize = 128 * 1024;
 /// Buffers of that size that are kept for the next read.
 const CHUNKS_KEPT: usize = 16;
 
@@ -125,6 +127,19 @@ impl Root {
         self.check()?;
         (|| not_a_folder(&std::fs::metadata(&path)?).and_then(|()| File::open(&path)))()
             .map_err(failed("reading", key))
+    }
+
+    /// Opens a file at the beginning of a range; the file, and how many bytes are wanted.
+    fn open_range(&self, key: &str, range: Option<Range<u64>>) -> Result<(File, u64)> {
+        let mut file = self.open(key)?;
+        let length = file.metadata().map_err(failed("reading", key))?.len();
+        let range = range.unwrap_or(0..length);
+        if range.end > length {
+            let message = format!("{key} has {length} bytes, and bytes up to {} are wanted", range.end);
+            return Err(Error::new(ErrorKind::Integrity, message));
+        }
+        file.seek(SeekFrom::Start(range.start)).map_err(failed("reading", key))?;
+        Ok((file, range.end.saturating_sub(range.start)))
     }
 
     fn temporary(&self) -> Result<(File, PathBuf)> {
@@ -291,18 +306,22 @@ impl Root {
     }
 }
 
+/// Reads so many bytes, or up to the end of the file. `read_to_end` would do it in many small steps.
+fn fill(file: &File, wanted: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+    while buffer.len() < wanted
+        && rustix::io::retry_on_intr(|| rustix::io::read(file, spare_capacity(buffer)))? > 0
+    {}
+    // The room that a vector has may be more than was asked for.
+    buffer.truncate(wanted);
+    Ok(())
+}
+
 /// The next bytes of a file of which `left` are wanted. What is small does not keep a large buffer.
 fn next_chunk(file: &File, left: u64, buffers: &Buffers) -> io::Result<Bytes> {
     let wanted = usize::try_from(left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
     let is_large = wanted == READ_BYTES;
     let mut chunk = if is_large { buffers.take() } else { Vec::with_capacity(wanted) };
-    // The room that a vector has may be more than was asked for. `read_to_end` would read in many small steps.
-    while chunk.len() < wanted {
-        if rustix::io::retry_on_intr(|| rustix::io::read(file, spare_capacity(&mut chunk)))? == 0 {
-            break;
-        }
-    }
-    chunk.truncate(wanted);
+    fill(file, wanted, &mut chunk)?;
     Ok(if is_large { buffers.freeze(chunk) } else { Bytes::from(chunk) })
 }
 
@@ -411,18 +430,7 @@ impl Store for LocalStore {
 
     async fn read(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytestream> {
         let (root, name) = (Arc::clone(&self.0), key.to_owned());
-        let (file, bytes) = blocking(move || {
-            let mut file = root.open(&name)?;
-            let length = file.metadata().map_err(failed("reading", &name))?.len();
-            let range = range.unwrap_or(0..length);
-            if range.end > length {
-                let message = format!("{name} has {length} bytes, and bytes up to {} are wanted", range.end);
-                return Err(Error::new(ErrorKind::Integrity, message));
-            }
-            file.seek(SeekFrom::Start(range.start)).map_err(failed("reading", &name))?;
-            Ok((file, range.end.saturating_sub(range.start)))
-        })
-        .await?;
+        let (file, bytes) = blocking(move || root.open_range(&name, range)).await?;
         let (key, chunks) = (Arc::<str>::from(key), self.0.chunks.clone());
         // Straight from the file into what is handed on: a file of tokio's copies once more.
         Ok(futures::stream::unfold(Some((file, bytes)), move |state| {
@@ -444,6 +452,30 @@ impl Store for LocalStore {
             }
         })
         .boxed())
+    }
+
+    async fn read_through(&self, key: &str, range: Option<Range<u64>>, mut take: Take) -> Result<()> {
+        let (root, key, asked) = (Arc::clone(&self.0), key.to_owned(), Arc::new(()));
+        let still = Arc::downgrade(&asked);
+        let read = blocking(move || {
+            let (file, mut left) = root.open_range(&key, range)?;
+            let mut piece = Vec::with_capacity(THROUGH_BYTES);
+            // Nobody waits any more where the future was dropped.
+            while left > 0 && still.strong_count() > 0 {
+                piece.clear();
+                let wanted = usize::try_from(left).map_or(THROUGH_BYTES, |left| left.min(THROUGH_BYTES));
+                fill(&file, wanted, &mut piece).map_err(failed("reading", &key))?;
+                if piece.is_empty() {
+                    break;
+                }
+                left -= piece.len() as u64;
+                take(&piece);
+            }
+            Ok(())
+        });
+        let done = read.await;
+        drop(asked);
+        done
     }
 
     async fn head(&self, key: &str) -> Result<Meta> {

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use buffers::Buffers;
 pub use memory::MemoryPlan;
 pub use pool::CpuPool;
-pub(crate) use read::{ChannelReader, PartReader, ReadBuffers, StoredCheck, check_stored};
+pub(crate) use read::{ChannelReader, PartReader, ReadBuffers, StoredCheck, check_stored, taken};
 pub(crate) use sink::{Sink, SinkParts};
 pub(crate) use source::Source;
 

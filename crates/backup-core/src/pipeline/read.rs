@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
@@ -357,12 +358,31 @@ impl StoredCheck {
 
 /// Reads an object through and compares it with its record: no key is needed.
 pub(crate) async fn check_stored(store: &dyn Store, folder: &str, object: &ObjectRecord) -> Result<()> {
-    let mut stream = store.read(&format!("{folder}/{}", object.key), None).await?;
-    let mut check = StoredCheck::new(object.clone());
-    while let Some(chunk) = stream.next().await {
-        check.update(&chunk?);
+    let check = StoredCheck::new(object.clone());
+    taken(store, &format!("{folder}/{}", object.key), None, check, StoredCheck::update).await?.finish()
+}
+
+/// Reads an object, or a range of it, through, into something.
+pub(crate) async fn taken<T: Send + 'static>(
+    store: &dyn Store,
+    key: &str,
+    range: Option<Range<u64>>,
+    into: T,
+    mut add: impl FnMut(&mut T, &[u8]) + Send + 'static,
+) -> Result<T> {
+    fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    check.finish()
+    let into = Arc::new(Mutex::new(Some(into)));
+    let taking = Arc::clone(&into);
+    let take = move |bytes: &[u8]| {
+        if let Some(into) = &mut *locked(&taking) {
+            add(into, bytes);
+        }
+    };
+    store.read_through(key, range, Box::new(take)).await?;
+    let taken = locked(&into).take();
+    taken.ok_or_else(|| Error::internal("what was read is gone"))
 }
 
 fn damaged(what: &str, why: &str) -> Error {

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Finding, Report, VerifyOptions, note};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::{StoredCheck, Totals, check_stored};
+use crate::pipeline::{StoredCheck, Totals, check_stored, taken};
 use crate::repository::{BackupRecord, Digest, ObjectRecord, Repository, has_key, layout};
 use crate::restore::Reading;
 use crate::store::Store;
@@ -151,22 +151,22 @@ async fn piece(
             return Err(StoredCheck::other_length(&object.key, found, object.bytes));
         }
     }
-    let (mut hasher, mut read) = (blake3::Hasher::new(), 0);
+    let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(range.start);
     let wanted = range.end - range.start;
-    let mut stream = store.read(&key, Some(range)).await.map_err(|e| match e.kind() {
+    let through =
+        taken(store, &key, Some(range), (hasher, 0), move |(hasher, read): &mut (_, u64), bytes| {
+            *read += bytes.len() as u64;
+            // More than a piece cannot be hashed as one.
+            if *read <= wanted {
+                blake3::Hasher::update(hasher, bytes);
+            }
+        });
+    let (hasher, read) = through.await.map_err(|e| match e.kind() {
         // It is too short, which another piece says better.
         ErrorKind::Integrity => StoredCheck::other_bytes(&object.key),
         _ => e,
     })?;
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk?;
-        read += chunk.len() as u64;
-        if read > wanted {
-            break;
-        }
-        hasher.update(&chunk);
-    }
     if read != wanted {
         return Err(StoredCheck::other_bytes(&object.key));
     }

@@ -5,9 +5,10 @@
 
 mod faulty;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
-use backup_core::{Created, Entry, ErrorKind, Meta, Store, list_sorted, read_whole};
+use backup_core::{Created, Entry, ErrorKind, Meta, Result, Store, list_sorted, read_whole};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
@@ -140,6 +141,16 @@ async fn uploads(store: &dyn Store) {
     }
 }
 
+async fn read_through(store: &dyn Store, key: &str, range: Option<Range<u64>>) -> Result<Vec<u8>> {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let taking = Arc::clone(&bytes);
+    store
+        .read_through(key, range, Box::new(move |piece| taking.lock().unwrap().extend_from_slice(piece)))
+        .await?;
+    let bytes = bytes.lock().unwrap();
+    Ok(bytes.clone())
+}
+
 async fn ranges(store: &dyn Store) {
     let whole = read_whole(store, "up/four", 1 << 30).await.unwrap();
     let length = whole.len() as u64;
@@ -149,7 +160,13 @@ async fn ranges(store: &dyn Store) {
         let (start, end) =
             (usize::try_from(range.start).unwrap_or(0), usize::try_from(range.end).unwrap_or(0));
         assert!(read.concat() == whole[start..end], "the range {range:?}");
+        let through = read_through(store, "up/four", Some(range.clone())).await.unwrap();
+        assert!(through == whole[start..end], "the range {range:?}, read through");
     }
+    assert!(read_through(store, "up/four", None).await.unwrap() == whole);
+    let error = read_through(store, "up/aborted", None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ObjectMissing, "{error:?}");
+    assert!(read_through(store, "up/four", Some(length - 1..length + 1)).await.is_err());
     let beyond = async {
         let stream = store.read("up/four", Some(length - 1..length + 1)).await?;
         stream.try_collect::<Vec<Bytes>>().await
