@@ -28,7 +28,7 @@ const TEMPORARIES: &str = ".pgark-tmp";
 const READ_BYTES: usize = 512 * 1024;
 /// The same where one thread reads and takes: it stays in the cache of its core.
 const THROUGH_BYTES: usize = 128 * 1024;
-/// Buffers of that size that are kept for the next read.
+/// Buffers of [`READ_BYTES`] that are kept for the next read.
 const CHUNKS_KEPT: usize = 16;
 
 /// A local folder. Files have mode 0600 and folders 0700. An object is written to a temporary file, synced,

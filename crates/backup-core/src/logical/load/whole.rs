@@ -11,6 +11,7 @@ use super::target::{Ground, Target};
 use super::{Load, Way, analyze, archive, rows, swap, told, warn};
 use crate::dumper::{Ctx, PartSource};
 use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::major_of;
 use crate::store::Bytestream;
 
 /// How much of a script is looked at before it is run.
@@ -87,8 +88,7 @@ impl<'a> Whole<'a> {
         match self.form {
             Form::Archive => {
                 let dumped_by = self.source.facts().get("pg_dump_version").and_then(Value::as_str);
-                let digits = dumped_by.and_then(|by| by.split(|c: char| !c.is_ascii_digit()).next());
-                let major = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
+                let major = dumped_by.and_then(major_of).unwrap_or(0);
                 archive::load(data, major, &info, target.major, options, tools, ctx).await
             }
             Form::Script => {
