@@ -130,6 +130,9 @@ fn ulid() -> String {
     format!("01M7YBC43R60RYQ0FH5E5{:05}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Stored length of a segment, as its name says it.
+const SEGMENT_STORED: u64 = 0;
+
 /// Key of a whole segment.
 pub fn segment(timeline: u32, number: u64) -> String {
     let per_log = 0x1_0000_0000 / SEGMENT;
@@ -137,10 +140,11 @@ pub fn segment(timeline: u32, number: u64) -> String {
     let digest = blake3::hash(&number.to_le_bytes()).to_string();
     let digest = &digest[..32];
     format!(
-        "clusters/main/wal/{SYSTEM}/{}/{}/{name}/{:08x}-{SEGMENT:08x}-{SEGMENT:08x}-{digest}-{digest}-0-{}.zst",
+        "clusters/main/wal/{SYSTEM}/{}/{}/{name}-{:08x}-{SEGMENT:08x}-{SEGMENT:08x}-{:08x}-{digest}-{digest}-0-{}.zst",
         &name[..8],
         &name[..16],
         0,
+        SEGMENT_STORED,
         1_795_000_000_000_000 + number
     )
 }

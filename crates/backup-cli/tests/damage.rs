@@ -211,7 +211,8 @@ fn pieces(host: &Host) -> Vec<PathBuf> {
 /// `wal verify` names the object, and no segment is served that has it.
 fn look_at_wal(host: &Host, path: &Path, harm: Harm, wrong: &mut Vec<String>) {
     let file = path.file_name().unwrap().to_str().unwrap();
-    let segment = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
+    let segment = host::segment_of(path).unwrap();
+    let segment = segment.as_str();
     let what = format!("{harm:?} {}", path.display());
     told(&host.run(&["wal", "verify"]), &[file, segment], &format!("wal verify, {what}"), wrong);
     let to = host.place("fetched");
@@ -254,7 +255,9 @@ async fn every_object_of_wal() {
         look_at_wal(&host, path, harm, &mut wrong);
     }
     // An object under the name of another segment: in its place, with a name and bytes that fit each other.
-    let misplaced = path.with_file_name(other.file_name().unwrap());
+    let [of, as_other] = [path, other].map(|path| host::segment_of(path).unwrap());
+    let name = other.file_name().unwrap().to_str().unwrap();
+    let misplaced = path.with_file_name(name.replace(&as_other, &of));
     std::fs::copy(other, &misplaced).unwrap();
     std::os::unix::fs::chown(&misplaced, Some(host.owner.0), Some(host.owner.1)).unwrap();
     std::fs::rename(path, away(path)).unwrap();

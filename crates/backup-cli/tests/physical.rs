@@ -121,7 +121,7 @@ impl Chained {
             std::thread::sleep(Duration::from_micros(200));
         }
         let is_success = child.wait().unwrap().success();
-        !is_success && !(can_be_started(target) && !journal.exists())
+        !is_success && (!can_be_started(target) || journal.exists())
     }
 
     fn finish(&self, restore: &[String]) -> Value {

@@ -529,8 +529,10 @@ async fn status_tells_what_is_there_and_what_is_late() {
     config("");
     // A segment between goes: the later ones lead nowhere.
     let (lost, system) = (&segments[1], physical["backup"]["source"]["system_identifier"].as_str().unwrap());
-    let folder = format!("{repo}/clusters/main/wal/{system}/{}/{}/{lost}", &lost[..8], &lost[..16]);
-    std::fs::remove_dir_all(folder).unwrap();
+    let group = format!("{repo}/clusters/main/wal/{system}/{}/{}", &lost[..8], &lost[..16]);
+    let objects = std::fs::read_dir(group).unwrap().flatten().map(|entry| entry.path());
+    let of_it = |path: &std::path::PathBuf| path.to_string_lossy().contains(&format!("/{lost}-"));
+    objects.filter(of_it).for_each(|path| std::fs::remove_file(path).unwrap());
     let (told, found) = status(47);
     assert_eq!((found, &told["wal"]["gap"]), (vec!["archiving".to_owned()], &lost.as_str().into()), "{told}");
     assert_eq!(told["rpo"]["by"], "backup");

@@ -7,29 +7,13 @@ mod host;
 mod support;
 
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use host::{Host, archived, one, said};
+use host::{Host, archived, one, said, segments};
 use pgark::ErrorKind;
 use pgark::postgres::{TempServer, TempServerOptions};
 use support::{server_with, sql};
-
-fn segment_folders(repo: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![repo.join("clusters/main/wal")];
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(next).unwrap().flatten() {
-            if entry.file_name().len() == 24 {
-                found.push(entry.path());
-            } else if entry.path().is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    found
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_table_comes_back() {
@@ -82,20 +66,22 @@ async fn a_dropped_table_comes_back() {
     out(&["--timeline", "7"], ErrorKind::ObjectMissing);
 
     // A segment that is gone is a gap, which is known before a byte is written.
-    let segments = segment_folders(&host.path("repo"));
-    std::fs::remove_dir_all(&segments[segments.len() - 2]).unwrap();
+    let segments = segments(&host.path("repo"));
+    let (missing, objects) = segments.iter().rev().nth(1).unwrap();
+    for object in objects {
+        std::fs::remove_file(object).unwrap();
+    }
     let gap = out(&[], ErrorKind::Unsupported);
     assert!(gap.contains("is missing"), "{gap}");
-    let missing = segments[segments.len() - 2].file_name().unwrap().to_string_lossy().into_owned();
     let verified = host.fails(&["wal", "verify"], ErrorKind::Integrity);
-    assert!(verified.contains(&missing), "{verified}");
+    assert!(verified.contains(missing), "{verified}");
     assert!(!host.path("not").exists(), "a refused restore wrote something");
     // So is one that was damaged.
-    let object = std::fs::read_dir(segments.last().unwrap()).unwrap().next().unwrap().unwrap().path();
-    let mut bytes = std::fs::read(&object).unwrap();
+    let object = &segments.last_key_value().unwrap().1[0];
+    let mut bytes = std::fs::read(object).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    std::fs::write(&object, bytes).unwrap();
+    std::fs::write(object, bytes).unwrap();
     let verified = host.fails(&["wal", "verify", "--stored"], ErrorKind::Integrity);
     assert!(verified.contains(object.file_name().unwrap().to_str().unwrap()), "{verified}");
 }
@@ -127,8 +113,7 @@ async fn a_segment_is_stored_once_and_another_one_beside_it_is_refused() {
     let (name, path) = (segment.file_name().unwrap().to_str().unwrap(), segment.display().to_string());
     let push = |path: &str| host.run(&["wal", "push", path]).status.code();
     assert_eq!((push(&path), push(&path)), (Some(0), Some(0)));
-    let folder = segment_folders(&host.path("repo")).pop().unwrap();
-    let objects = || std::fs::read_dir(&folder).unwrap().count();
+    let objects = || segments(&host.path("repo"))[name].len();
     assert_eq!(objects(), 1, "the same again is not stored again");
 
     // Another file of the name: a clone that archives into the same place.
@@ -201,8 +186,7 @@ async fn exit_codes_mean_to_the_server_what_happened() {
     assert!(!host.path("to").exists());
     std::fs::rename(host.path("away"), host.path("repo")).unwrap();
     // A segment that is damaged is never served.
-    let object = segment_folders(&host.path("repo")).pop().unwrap();
-    let object = std::fs::read_dir(object).unwrap().next().unwrap().unwrap().path();
+    let object = segments(&host.path("repo")).pop_last().unwrap().1.remove(0);
     let bytes = std::fs::read(&object).unwrap();
     for cut in [0, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&object, &bytes[..cut]).unwrap();
@@ -235,14 +219,13 @@ async fn segments_are_pushed_and_read_ahead() {
         assert!(begun.elapsed() < Duration::from_mins(2), "{} are not archived", ready());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let segments = segment_folders(&host.path("repo"));
+    let segments = segments(&host.path("repo"));
     assert!(segments.len() >= 6);
-    for folder in &segments {
-        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1, "{} was stored twice", folder.display());
+    for (name, objects) in &segments {
+        assert_eq!(objects.len(), 1, "{name} was stored twice");
     }
     // What was pushed ahead is asked for later, or at once when it waits: nothing of it stays.
-    let names: Vec<String> =
-        segments.iter().map(|s| s.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let names: Vec<String> = segments.into_keys().collect();
     let pg_wal = host.path("fetch");
     std::fs::create_dir(&pg_wal).unwrap();
     chown(&pg_wal, Some(host.owner.0), Some(host.owner.1)).unwrap();

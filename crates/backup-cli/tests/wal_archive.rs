@@ -28,19 +28,14 @@ fn parts(host: &Host, backup: &Value) -> Vec<String> {
     parts.iter().map(|part| part["kind"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The first segment that a backup needs, and its folder in the repository.
-fn first_segment(host: &Host, backup: &Value) -> (String, std::path::PathBuf) {
+/// The first segment that a backup needs, and its objects in the repository.
+fn first_segment(host: &Host, backup: &Value) -> (String, Vec<std::path::PathBuf>) {
     let (high, low) = backup["source"]["start_lsn"].as_str().unwrap().split_once('/').unwrap();
     let number = |text| u32::from_str_radix(text, 16).unwrap();
     let timeline = backup["source"]["timeline"].as_u64().unwrap();
     let name = format!("{timeline:08X}{:08X}{:08X}", number(high), number(low) >> 24);
-    let folder = format!(
-        "repo/clusters/main/wal/{}/{}/{}/{name}",
-        backup["source"]["system_identifier"].as_str().unwrap(),
-        &name[..8],
-        &name[..16]
-    );
-    (name, host.path(&folder))
+    let objects = host::segments(&host.path("repo")).remove(&name).unwrap_or_default();
+    (name, objects)
 }
 
 /// Restores as an application would that knows nothing of the archive.
@@ -113,8 +108,11 @@ async fn a_backup_leaves_its_wal_to_the_archive() {
 
     // A segment that it needs is gone.
     assert_eq!(host.json(&["wal", "verify"])["good"], true);
-    let (segment, folder) = first_segment(&host, &increment);
-    std::fs::remove_dir_all(folder).unwrap();
+    let (segment, objects) = first_segment(&host, &increment);
+    assert!(!objects.is_empty());
+    for object in objects {
+        std::fs::remove_file(object).unwrap();
+    }
     let verified = host.fails(&["wal", "verify", "--stored"], ErrorKind::Integrity);
     assert!(verified.contains(&format!("{segment} is missing")), "{verified}");
     let to = host.place("not");

@@ -115,10 +115,21 @@ pub trait Store: Send + Sync + Debug {
     /// Every object in `folder` and in those below it, in any order, each once. A folder that does not exist is empty.
     /// What comes and goes meanwhile may be in it or not.
     ///
-    /// By default folder by folder. A store that can answer in pages of objects, or faster, does so: an archive has
+    /// By default folder by folder. A store that can answer in pages of objects, or faster, does so: an archive may have
     /// a million objects, and a folder for each.
     fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
         walk_folders(self, folder)
+    }
+
+    /// Key and length of every object that [`walk`](Store::walk) answers. A store that must ask for each length asks only
+    /// for those that `known` does not find in the key: an archive has a million objects that are named by it.
+    fn walk_sized<'a>(
+        &'a self,
+        folder: &str,
+        known: fn(&str) -> Option<u64>,
+    ) -> BoxStream<'a, Result<(String, u64)>> {
+        let _ = known;
+        self.walk(folder).map_ok(|meta| (meta.key, meta.bytes)).boxed()
     }
 
     /// Deletes objects; one answer for each key, in their order. An absent one is a success.

@@ -96,6 +96,18 @@ impl Root {
         Ok(self.path.join(key))
     }
 
+    /// What is below a folder.
+    fn walk(self: &Arc<Self>, folder: &str, known: Option<walk::Known>) -> BoxStream<'static, Result<Meta>> {
+        let (root, folder) = (Arc::clone(self), folder.to_owned());
+        walk::stream(move |to| {
+            root.check()?;
+            root.folder(&folder)?;
+            walk::walk(&root.path, &folder, known, to)?;
+            // It may have been taken away meanwhile: the rest was not absent then.
+            root.check()
+        })
+    }
+
     fn folder(&self, key: &str) -> Result<PathBuf> {
         if key.is_empty() { Ok(self.path.clone()) } else { self.file(key) }
     }
@@ -499,14 +511,15 @@ impl Store for LocalStore {
     }
 
     fn walk<'a>(&'a self, folder: &str) -> BoxStream<'a, Result<Meta>> {
-        let (root, folder) = (Arc::clone(&self.0), folder.to_owned());
-        walk::stream(move |to| {
-            root.check()?;
-            root.folder(&folder)?;
-            walk::walk(&root.path, &folder, to)?;
-            // It may have been taken away meanwhile: the rest was not absent then.
-            root.check()
-        })
+        self.0.walk(folder, None)
+    }
+
+    fn walk_sized<'a>(
+        &'a self,
+        folder: &str,
+        known: fn(&str) -> Option<u64>,
+    ) -> BoxStream<'a, Result<(String, u64)>> {
+        self.0.walk(folder, Some(known)).map_ok(|meta| (meta.key, meta.bytes)).boxed()
     }
 
     async fn delete(&self, keys: &[String]) -> Vec<Result<()>> {

@@ -2,9 +2,10 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -285,4 +286,29 @@ pub async fn caught_up(server: &TempServer) {
         "t",
     )
     .await;
+}
+
+/// The objects of each segment in a repository, by its name: those beside its neighbours, and those in its folder.
+pub fn segments(repo: &Path) -> BTreeMap<String, Vec<PathBuf>> {
+    let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    let mut folders = vec![repo.join("clusters/main/wal")];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap().flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+                continue;
+            }
+            if let Some(file) = segment_of(&entry.path()) {
+                found.entry(file).or_default().push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// The segment that a stored object is of.
+pub fn segment_of(object: &Path) -> Option<String> {
+    let mut names = object.iter().rev().filter_map(|name| name.to_str());
+    let beside = names.next()?.split('-').next();
+    beside.into_iter().chain(names.next()).find(|name| name.len() == 24).map(str::to_owned)
 }

@@ -159,7 +159,7 @@ fn wal_status(survey: &Survey, newest: Option<&Span>, history: Option<&History>)
         segments: survey.segments(),
         stored_bytes: survey.stored_bytes,
         last_commit: survey.timelines.values().filter_map(|newest| newest.last_commit).max(),
-        last_stored: end.map(|end| end.stored),
+        last_stored: end.and_then(|end| end.stored),
         gap,
         conflicts: survey.conflicts.len(),
     }

@@ -8,12 +8,12 @@ use ulid::Ulid;
 use super::history::History;
 use super::key::{KeyRing, WalKey};
 use super::name::{SegmentName, WalName};
-use super::object::{Piece, RESOLVED, ShortDigest, Stored};
+use super::object::{Piece, RESOLVED, ShortDigest, Stored, split, stored_bytes};
 use super::seal::Sealed;
 use crate::encryptor::{Cipher, Encryptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{ClusterName, Digest, Repository, layout};
-use crate::store::{Created, Entry, Meta, Store, list_sorted, read_checked};
+use crate::store::{Created, Entry, Store, list_sorted, read_checked};
 
 /// More than any history file has.
 const HISTORY_LIMIT: usize = 1 << 20;
@@ -78,9 +78,9 @@ impl Archive {
         crate::store::sources(self.repository.store())
     }
 
-    /// Every object of it.
-    pub(crate) fn objects(&self) -> BoxStream<'_, Result<Meta>> {
-        self.store().walk(&self.root())
+    /// Every object of it: key and stored length.
+    pub(crate) fn objects(&self) -> BoxStream<'_, Result<(String, u64)>> {
+        self.store().walk_sized(&self.root(), stored_bytes)
     }
 
     /// The folder of all.
@@ -92,19 +92,57 @@ impl Archive {
         format!("{}/history", self.root())
     }
 
-    /// The folder of a file: one list finds all of it. A history has none of its own.
-    pub(super) fn folder(&self, name: &WalName) -> String {
-        let (WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _)) = name
-        else {
-            return self.history_folder();
-        };
+    /// The folder of a segment and of its neighbours.
+    pub(super) fn group(&self, segment: SegmentName) -> String {
         let text = segment.to_string();
-        format!("{}/{}/{}/{name}", self.root(), &text[..8], &text[..16])
+        format!("{}/{}/{}", self.root(), &text[..8], &text[..16])
+    }
+
+    /// The folder of a file: of all that is no whole segment. A history has none of its own.
+    fn folder(&self, name: &WalName) -> String {
+        match name {
+            WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _) => {
+                format!("{}/{name}", self.group(*segment))
+            }
+            WalName::History(_) => self.history_folder(),
+        }
+    }
+
+    /// Where a piece of a file lies. A whole segment has no folder of its own: an archive has a million of them.
+    fn key(&self, name: &WalName, piece: &Piece) -> String {
+        match name {
+            WalName::Segment(segment) if piece.is_whole() => {
+                format!("{}/{name}-{}", self.group(*segment), piece.name())
+            }
+            _ => format!("{}/{}", self.folder(name), piece.name()),
+        }
+    }
+
+    /// What there is of a file: its folder, and its neighbours with it in them.
+    async fn list(&self, name: &WalName, certainly: bool) -> Result<Vec<Entry>> {
+        let list = |folder: &str, after: Option<&str>| {
+            let store = self.store();
+            let listed =
+                if certainly { store.list_certain(folder, after) } else { store.list(folder, after) };
+            listed.try_collect::<Vec<Entry>>()
+        };
+        let folder = self.folder(name);
+        let WalName::Segment(segment) = name else { return list(&folder, None).await };
+        // Behind all that there is of the segment before.
+        let before = segment.segment.checked_sub(1).map(|number| SegmentName { segment: number, ..*segment });
+        let before = before.map(|before| format!("{before}.z"));
+        let group = self.group(*segment);
+        let (mut found, beside) = tokio::try_join!(list(&folder, None), list(&group, before.as_deref()))?;
+        found.extend(beside.into_iter().filter(|entry| match entry {
+            Entry::Object(meta) => split(&meta.key).0 == Some(*name),
+            Entry::Folder(_) => false,
+        }));
+        Ok(found)
     }
 
     /// What is stored of a file, in the copies that answer.
     pub async fn stored(&self, name: &WalName) -> Result<Stored> {
-        self.store().list(&self.folder(name), None).try_collect().await.map(Self::sorted)
+        self.list(name, false).await.map(Self::sorted)
     }
 
     /// What is stored of a file, for whoever takes what is not there for absent.
@@ -112,8 +150,7 @@ impl Archive {
     /// # Errors
     /// Where a copy of the repository does not answer, unless another one has the file whole.
     pub(super) async fn stored_certainly(&self, name: &WalName) -> Result<Stored> {
-        let listed = self.store().list_certain(&self.folder(name), None).try_collect().await;
-        match listed.map(Self::sorted) {
+        match self.list(name, true).await.map(Self::sorted) {
             Err(error) if !self.store().copies().is_empty() => match self.stored(name).await {
                 Ok(found) if found.is_complete() && !found.in_conflict() => Ok(found),
                 _ => Err(error),
@@ -131,7 +168,7 @@ impl Archive {
 
     /// Stores a piece. True where it is new.
     pub(super) async fn store_piece(&self, name: &WalName, piece: &Piece, sealed: Sealed) -> Result<bool> {
-        sealed.store(self.store(), &format!("{}/{}", self.folder(name), piece.name())).await
+        sealed.store(self.store(), &self.key(name, piece)).await
     }
 
     /// What opens a piece; nothing where it is in the clear.
@@ -270,12 +307,12 @@ impl Archive {
             let folder = format!("{}/{}", self.root(), of.name());
             for group in list_sorted(self.store(), &folder, None).await?.iter().rev() {
                 let files = list_sorted(self.store(), &format!("{folder}/{}", group.name()), None).await?;
-                let newest = files.iter().rev().find_map(|file| match file.name().parse() {
-                    Ok(WalName::Segment(segment)) => Some(segment),
+                let segments = files.iter().filter_map(|file| match file_in(file) {
+                    Some(WalName::Segment(segment)) => Some(segment),
                     _ => None,
                 });
-                if newest.is_some() {
-                    return Ok(newest);
+                if let Some(newest) = segments.max() {
+                    return Ok(Some(newest));
                 }
             }
         }
@@ -292,8 +329,8 @@ impl Archive {
         }
         let mut later = self.store().list_certain(&format!("{timeline}/{}", &text[..16]), Some(&text));
         while let Some(entry) = later.try_next().await? {
-            let name = entry.name().parse::<WalName>();
-            if matches!(name, Ok(WalName::Segment(other) | WalName::Partial(other)) if other > segment) {
+            let name = file_in(&entry);
+            if matches!(name, Some(WalName::Segment(other) | WalName::Partial(other)) if other > segment) {
                 return Ok(true);
             }
         }
@@ -304,6 +341,14 @@ impl Archive {
 impl std::fmt::Debug for Archive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Archive({} in {})", self.root(), self.store().location())
+    }
+}
+
+/// The file that something in the folder of a group is of.
+pub(super) fn file_in(entry: &Entry) -> Option<WalName> {
+    match entry {
+        Entry::Folder(_) => entry.name().parse().ok(),
+        Entry::Object(meta) => split(&meta.key).0,
     }
 }
 

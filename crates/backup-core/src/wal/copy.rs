@@ -1,6 +1,6 @@
 //! WAL from one repository to another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use super::archive::{Archive, key_name};
 use super::key::WalKey;
 use super::name::{SegmentName, WalName};
-use super::object::{Piece, RESOLVED};
+use super::object::{Piece, RESOLVED, ShortDigest, split};
 use super::read::Sink;
 use super::seal::{Sealed, Sealer};
 use crate::copies::transfer::{Check, transfer};
@@ -17,7 +17,7 @@ use crate::encryptor::Encryptor;
 use crate::error::Result;
 use crate::postgres::Lsn;
 use crate::repository::{ClusterName, Repository, layout};
-use crate::store::{Entry, Meta, list_deep, list_sorted};
+use crate::store::{Entry, list_deep, list_sorted};
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,8 +91,16 @@ impl WalCopy {
 
     /// Copies segments.
     pub(crate) async fn segments(&self, names: impl IntoIterator<Item = SegmentName>) -> Result<Written> {
-        let folders = names.into_iter().map(|name| self.from.folder(&WalName::Segment(name))).collect();
-        self.folders(folders).await
+        let mut groups: BTreeMap<String, BTreeSet<SegmentName>> = BTreeMap::new();
+        for name in names {
+            groups.entry(self.from.group(name)).or_default().insert(name);
+        }
+        let mut written = Written::default();
+        for (group, names) in groups {
+            let of = |name| matches!(name, Some(WalName::Segment(segment)) if names.contains(&segment));
+            written.plus(self.folder(&group, Lsn(0), of).await?);
+        }
+        Ok(written)
     }
 
     /// Copies all histories.
@@ -119,31 +127,47 @@ impl WalCopy {
             }
             for group in list_sorted(self.from.store(), &timeline, None).await? {
                 let Entry::Folder(group) = group else { continue };
-                let files = list_sorted(self.from.store(), &group, None).await?;
-                let folders = files.into_iter().filter_map(|file| match file {
-                    Entry::Folder(folder) => Some(folder),
-                    Entry::Object(_) => None,
-                });
-                written.plus(self.folders_from(folders.collect(), start).await?);
+                written.plus(self.folder(&group, start, |_| true).await?);
             }
         }
-        let points: BTreeSet<String> = list_deep(self.from.store(), &format!("{root}/points"))
-            .await?
-            .into_iter()
-            .filter_map(|meta| meta.key.rsplit_once('/').map(|(folder, _)| folder.to_owned()))
-            .collect();
-        written.plus(self.folders(points.into_iter().collect()).await?);
+        written.plus(self.folder(&format!("{root}/points"), Lsn(0), |_| true).await?);
         Ok(written)
     }
 
-    async fn folders(&self, folders: Vec<String>) -> Result<Written> {
-        self.folders_from(folders, Lsn(0)).await
-    }
-
-    async fn folders_from(&self, folders: Vec<String>, start: Lsn) -> Result<Written> {
+    /// Copies what is stored below a folder, of some files, and behind a position.
+    async fn folder(
+        &self,
+        folder: &str,
+        start: Lsn,
+        of: impl Fn(Option<WalName>) -> bool,
+    ) -> Result<Written> {
         let mut written = Written::default();
-        let mut copied = futures::stream::iter(folders)
-            .map(|folder| async move { self.folder(&folder, start).await })
+        let there = list_deep(self.to.store(), folder).await?;
+        let there: HashSet<Same> = there.iter().filter_map(|meta| Same::of(&meta.key)).collect();
+        let mut pieces = Vec::new();
+        for meta in list_deep(self.from.store(), folder).await? {
+            let (file, name) = split(&meta.key);
+            if !of(file) {
+                continue;
+            }
+            if name.starts_with(RESOLVED) {
+                let check = Check::Nothing;
+                written.add(transfer(&self.from.sources(), self.to.store(), &meta.key, &check).await?);
+            }
+            let Some(piece) = Piece::parse(name) else { continue };
+            let end = |segment: SegmentName| segment.next(piece.segment_bytes).start(piece.segment_bytes);
+            let is_before = match file {
+                Some(WalName::Segment(of) | WalName::Partial(of) | WalName::Backup(of, _)) => {
+                    piece.segment_bytes > 0 && end(of) <= start
+                }
+                _ => false,
+            };
+            if !is_before && Same::of(&meta.key).is_some_and(|same| !there.contains(&same)) {
+                pieces.push((meta.key, piece));
+            }
+        }
+        let mut copied = futures::stream::iter(pieces)
+            .map(|(key, piece)| async move { self.piece(&key, &piece).await })
             .buffer_unordered(self.jobs);
         while let Some(one) = copied.try_next().await? {
             written.plus(one);
@@ -151,52 +175,27 @@ impl WalCopy {
         Ok(written)
     }
 
-    /// Copies what is stored of one file.
-    async fn folder(&self, folder: &str, start: Lsn) -> Result<Written> {
-        let mut written = Written::default();
-        let there: Vec<Piece> =
-            pieces(list_sorted(self.to.store(), folder, None).await?).map(|(p, _)| p).collect();
-        let entries = list_sorted(self.from.store(), folder, None).await?;
-        let segment: Option<SegmentName> = folder.rsplit('/').next().and_then(|name| match name.parse() {
-            Ok(WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _)) => {
-                Some(segment)
-            }
-            _ => None,
-        });
-        for entry in entries.iter().filter(|entry| entry.name().starts_with(RESOLVED)) {
-            let key = format!("{folder}/{}", entry.name());
-            written.add(transfer(&self.from.sources(), self.to.store(), &key, &Check::Nothing).await?);
-        }
-        for (piece, meta) in pieces(entries) {
-            let end = |segment: SegmentName| segment.next(piece.segment_bytes).start(piece.segment_bytes);
-            if piece.segment_bytes > 0 && segment.is_some_and(|segment| end(segment) <= start) {
-                continue;
-            }
-            let same = |other: &Piece| {
-                (other.offset, other.length, &other.raw) == (piece.offset, piece.length, &piece.raw)
-            };
-            if !there.iter().any(same) {
-                written.plus(self.piece(folder, &piece, &meta).await?);
-            }
-        }
-        Ok(written)
-    }
-
-    async fn piece(&self, folder: &str, piece: &Piece, meta: &Meta) -> Result<Written> {
+    async fn piece(&self, at: &str, piece: &Piece) -> Result<Written> {
         let Some(key) = &self.key else {
             let mut written = Written::default();
             if let Some((id, method)) = &piece.key {
                 written.plus(self.bring_key(&format!("{id}.{method}")).await?);
             }
             let check = Check::Short(piece.stored.clone());
-            written.add(transfer(&self.from.sources(), self.to.store(), &meta.key, &check).await?);
+            written.add(transfer(&self.from.sources(), self.to.store(), at, &check).await?);
             return Ok(written);
         };
         let anew = Anew(Sealer::new(super::destination::LEVEL, Some(key))?);
-        let sealed = self.from.read_piece(piece, &meta.key, anew).await?;
-        let new = Piece { stored: sealed.digest.clone(), key: key_name(Some(key)), ..piece.clone() };
+        let sealed = self.from.read_piece(piece, at, anew).await?;
+        let new = Piece {
+            stored_bytes: Some(sealed.bytes),
+            stored: sealed.digest.clone(),
+            key: key_name(Some(key)),
+            ..piece.clone()
+        };
+        let (place, _) = at.split_at(at.len() - split(at).1.len());
         let bytes = sealed.bytes;
-        let is_new = sealed.store(self.to.store(), &format!("{folder}/{}", new.name())).await?;
+        let is_new = sealed.store(self.to.store(), &format!("{place}{}", new.name())).await?;
         Ok(Written { objects: u64::from(is_new), bytes: if is_new { bytes } else { 0 } })
     }
 
@@ -215,12 +214,22 @@ impl WalCopy {
     }
 }
 
-fn pieces(entries: Vec<Entry>) -> impl Iterator<Item = (Piece, Meta)> {
-    entries.into_iter().filter_map(|entry| match entry {
-        Entry::Object(meta) => {
-            let piece = Piece::parse(meta.key.rsplit('/').next().unwrap_or_default())?;
-            Some((piece, meta))
-        }
-        Entry::Folder(_) => None,
-    })
+/// What pieces have in common that hold the same bytes of the same file, however they are sealed.
+#[derive(PartialEq, Eq, Hash)]
+struct Same {
+    /// The file, or the folder where that is no file's.
+    place: String,
+    offset: u64,
+    length: u64,
+    raw: ShortDigest,
+}
+
+impl Same {
+    fn of(key: &str) -> Option<Self> {
+        let (file, name) = split(key);
+        let piece = Piece::parse(name)?;
+        let folder = || key.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+        let place = file.map_or_else(folder, |file| file.to_string());
+        Some(Self { place, offset: piece.offset, length: piece.length, raw: piece.raw })
+    }
 }

@@ -204,6 +204,7 @@ impl Inventory {
                 offset: 0,
                 length: if *complete { size } else { 4096 },
                 segment_bytes: size,
+                stored_bytes: None,
                 raw: digest.clone(),
                 stored: digest,
                 first: None,
@@ -212,7 +213,7 @@ impl Inventory {
             };
             let name = SegmentName::numbered(*timeline, *number, size);
             let key = format!("{name}/{}", piece.name());
-            surveyor.take(&crate::store::Meta { key, bytes: 1, modified: Timestamp::UNIX_EPOCH });
+            surveyor.take(&key, 1);
         }
         Self {
             survey: surveyor.finish(),

@@ -44,8 +44,9 @@ pub(crate) use survey::Surveyor;
 pub use survey::{Newest, Segment, Stretch, Survey};
 pub use verify::{WalFinding, WalReport};
 
-/// The digest of a stored object of WAL, as its name says it.
-pub(crate) fn digest_in(name: &str) -> Option<ShortDigest> {
+/// The digest of a stored object of WAL, as its key says it.
+pub(crate) fn digest_in(key: &str) -> Option<ShortDigest> {
+    let (_, name) = object::split(key);
     match name.strip_suffix(".history") {
         Some(history) => history.split_once('-').and_then(|(_, digest)| ShortDigest::parse(digest)),
         None => Piece::parse(name).map(|piece| piece.stored),

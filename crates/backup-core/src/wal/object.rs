@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 
+use super::name::WalName;
 use super::page::Times;
 use crate::repository::Digest;
 use crate::store::Meta;
 
 /// A stored piece of a WAL file, often the whole. `docs/format.md` describes its name:
-/// `<offset>-<length>-<segment size>-<raw digest>-<stored digest>-<first time>-<last time>[-<key>].zst[.age]`.
+/// `<offset>-<length>-<segment size>-<stored length>-<raw digest>-<stored digest>-<first time>-<last time>[-<key>].zst[.age]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Piece {
@@ -17,6 +18,8 @@ pub struct Piece {
     pub length: u64,
     /// Size of segments; 0 where the file is no segment.
     pub segment_bytes: u64,
+    /// Length of the stored bytes; nothing where it was stored before names said so.
+    pub stored_bytes: Option<u64>,
     /// Digest of the raw bytes.
     pub raw: ShortDigest,
     /// Digest of the stored bytes.
@@ -86,8 +89,9 @@ impl Piece {
     /// Its name.
     pub(super) fn name(&self) -> String {
         let time = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_microsecond);
+        let stored_bytes = self.stored_bytes.map(|bytes| format!("{bytes:08x}-")).unwrap_or_default();
         let mut name = format!(
-            "{:08x}-{:08x}-{:08x}-{}-{}-{}-{}",
+            "{:08x}-{:08x}-{:08x}-{stored_bytes}{}-{}-{}-{}",
             self.offset,
             self.length,
             self.segment_bytes,
@@ -107,7 +111,11 @@ impl Piece {
     /// Reads a name; nothing where it is none of ours.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (stem, suffix) = name.split_once('.')?;
-        let fields: Vec<&str> = stem.split('-').collect();
+        let mut fields: Vec<&str> = stem.split('-').collect();
+        let stored_bytes = length_in(&fields);
+        if stored_bytes.is_some() {
+            fields.remove(LENGTH);
+        }
         let number = |n: usize| u64::from_str_radix(fields.get(n)?, 16).ok();
         let time = |n: usize| -> Option<Option<Timestamp>> {
             let micros: i64 = fields.get(n)?.parse().ok()?;
@@ -122,6 +130,7 @@ impl Piece {
             offset: number(0)?,
             length: number(1)?,
             segment_bytes: number(2)?,
+            stored_bytes,
             raw: ShortDigest::parse(fields[3])?,
             stored: ShortDigest::parse(fields[4])?,
             first: time(5)?,
@@ -129,6 +138,41 @@ impl Piece {
             key,
         })
     }
+}
+
+/// How long the name of a segment is.
+const SEGMENT_NAME: usize = 24;
+
+/// Which field of a name is the stored length. In names without it, it is the raw digest.
+const LENGTH: usize = 3;
+
+fn length_in(fields: &[&str]) -> Option<u64> {
+    let field = fields.get(LENGTH).filter(|field| ShortDigest::is_one(field).is_none())?;
+    u64::from_str_radix(field, 16).ok()
+}
+
+/// Of the key of an object: the file that it is of, where the key says so, and its name as an object.
+///
+/// A whole segment lies beside others, as `<group>/<file>-<object>`; everything else in the folder of its file, as
+/// `<group>/<file>/<object>`.
+pub(super) fn split(key: &str) -> (Option<WalName>, &str) {
+    let (folder, last) = key.rsplit_once('/').unwrap_or(("", key));
+    if let Some((file, object)) = last.split_once('-')
+        && file.len() == SEGMENT_NAME
+        && let Ok(name @ WalName::Segment(_)) = file.parse()
+    {
+        return (Some(name), object);
+    }
+    (folder.rsplit('/').next().and_then(|file| file.parse().ok()), last)
+}
+
+/// The stored length that the key of an object tells.
+pub(super) fn stored_bytes(key: &str) -> Option<u64> {
+    let (_, object) = split(key);
+    let mut fields = object.split('-');
+    let length = fields.nth(LENGTH)?;
+    fields.next().and_then(ShortDigest::is_one)?;
+    if ShortDigest::is_one(length).is_some() { None } else { u64::from_str_radix(length, 16).ok() }
 }
 
 /// What is stored of one file.
@@ -142,12 +186,12 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Sorts what a folder holds.
+    /// Sorts what there is of a file.
     pub(super) fn of(objects: impl IntoIterator<Item = Meta>) -> Self {
         let mut stored = Self::default();
         let mut decisions: Vec<String> = Vec::new();
         for meta in objects {
-            let name = meta.key.rsplit('/').next().unwrap_or_default();
+            let (_, name) = split(&meta.key);
             if name.starts_with(RESOLVED) {
                 decisions.push(name.to_owned());
             } else if let Some(piece) = Piece::parse(name) {
@@ -208,6 +252,7 @@ mod tests {
             offset,
             length,
             segment_bytes: 16 << 20,
+            stored_bytes: Some(4711),
             raw: digest.clone(),
             stored: digest,
             first: None,
@@ -224,9 +269,22 @@ mod tests {
     fn names_come_back() {
         let sealed = piece(8192, 4096, 1);
         assert_eq!(Piece::parse(&sealed.name()), Some(sealed.clone()));
-        let plain = Piece { key: None, last: None, ..sealed };
+        assert!(sealed.name().len() + 25 < 255, "no file system has longer names");
+        let plain = Piece { key: None, last: None, ..sealed.clone() };
         assert_eq!(Piece::parse(&plain.name()), Some(plain.clone()));
-        assert!(plain.name().len() < 200);
+        for without in [&sealed, &plain].map(|piece| Piece { stored_bytes: None, ..piece.clone() }) {
+            assert_eq!(Piece::parse(&without.name()), Some(without.clone()));
+            assert_eq!(stored_bytes(&without.name()), None);
+        }
+        let segment = "0000000100000A0B000000FE";
+        for (key, file) in [
+            (format!("a/00000001/0000000100000A0B/{segment}-{}", sealed.name()), Some(segment)),
+            (format!("a/00000001/0000000100000A0B/{segment}/{}", sealed.name()), Some(segment)),
+            (format!("a/points/00000001-0000000000000028/{}", sealed.name()), None),
+        ] {
+            assert_eq!(split(&key), (file.map(|file| file.parse().unwrap()), &*sealed.name()));
+            assert_eq!(stored_bytes(&key), Some(4711));
+        }
         for wrong in ["", "x", ".zst", &plain.name()[..20], "started.json"] {
             assert_eq!(Piece::parse(wrong), None, "{wrong}");
         }

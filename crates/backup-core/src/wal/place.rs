@@ -103,6 +103,7 @@ mod tests {
             offset,
             length: bytes.len() as u64,
             segment_bytes: SIZE,
+            stored_bytes: None,
             raw: digest.clone(),
             stored: digest,
             first: None,

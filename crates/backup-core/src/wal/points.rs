@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::archive::{Archive, key_name};
 use super::key::WalKey;
 use super::name::WalName;
-use super::object::{Piece, ShortDigest};
+use super::object::{Piece, ShortDigest, split};
 use super::page::Times;
 use super::seal::Sealer;
 use crate::error::{Error, ErrorKind, Result};
@@ -50,6 +50,7 @@ pub(super) async fn store(
             offset: 0,
             length: json.len() as u64,
             segment_bytes: 0,
+            stored_bytes: Some(sealed.bytes),
             raw: ShortDigest::from(Digest::of(&json)),
             stored: sealed.digest.clone(),
             first: None,
@@ -67,7 +68,7 @@ impl Archive {
     pub async fn points(&self) -> Result<Vec<RestorePoint>> {
         let mut points = Vec::<RestorePoint>::new();
         for meta in list_deep(self.store(), &folder(self)).await? {
-            let Some(piece) = Piece::parse(meta.key.rsplit('/').next().unwrap_or_default()) else { continue };
+            let Some(piece) = Piece::parse(split(&meta.key).1) else { continue };
             let json = self.read_small(&piece, &meta.key).await?;
             let point = serde_json::from_slice(&json).map_err(|e| {
                 Error::new(ErrorKind::Integrity, format!("{} is not a restore point", meta.key)).caused_by(e)

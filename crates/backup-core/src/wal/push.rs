@@ -191,6 +191,7 @@ impl Pusher {
             offset: 0,
             length,
             segment_bytes: header.map_or(0, |h| h.segment_bytes),
+            stored_bytes: Some(sealed.bytes),
             raw: raw.clone(),
             stored: sealed.digest.clone(),
             first: None,

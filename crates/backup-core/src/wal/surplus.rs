@@ -6,8 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::archive::Archive;
 use super::name::{SegmentName, WalName};
-use super::survey::{Glance, file_of};
-use crate::error::Result;
+use super::object::split;
+use super::survey::Glance;
+use crate::error::{ErrorKind, Result};
 use crate::postgres::Lsn;
 use crate::repository::{ClusterName, Repository, layout};
 use crate::store::{Entry, Meta, list_sorted};
@@ -30,8 +31,8 @@ enum Of {
 pub(crate) struct Sieve {
     /// Of the archive that is gone through: its oldest timeline of which something stays.
     oldest: Option<u32>,
-    /// Its histories.
-    histories: Vec<(u32, Meta)>,
+    /// Its histories: their keys.
+    histories: Vec<(u32, String)>,
     /// Whatever may be a key's id in the names of what stays.
     keys: BTreeSet<String>,
 }
@@ -42,16 +43,16 @@ impl Sieve {
     pub(crate) fn goes(
         &mut self,
         archive: &Archive,
-        meta: &Meta,
+        key: &str,
         needed: impl Fn(SegmentName, Option<u64>) -> bool,
         point_needed: impl Fn(u32, Lsn) -> bool,
     ) -> bool {
-        let timeline = match of(archive, meta) {
+        let timeline = match of(archive, key) {
             Of::Segment(segment, size) if !needed(segment, size) => return true,
             Of::Point(timeline, lsn) if !point_needed(timeline, lsn) => return true,
             Of::Segment(SegmentName { timeline, .. }, _) | Of::Point(timeline, _) => Some(timeline),
             Of::History(timeline) => {
-                self.histories.push((timeline, meta.clone()));
+                self.histories.push((timeline, key.to_owned()));
                 None
             }
             // Nobody knows what it needs.
@@ -60,14 +61,13 @@ impl Sieve {
         if let Some(timeline) = timeline {
             self.needs_timeline(timeline);
         }
-        self.stays(&meta.key);
+        self.stays(key);
         false
     }
 
     /// An object that was to go stays: the store did not let it go.
     pub(crate) fn is_left(&mut self, key: &str) {
-        if let Some((WalName::Segment(of) | WalName::Partial(of) | WalName::Backup(of, _), _)) = file_of(key)
-        {
+        if let Some(WalName::Segment(of) | WalName::Partial(of) | WalName::Backup(of, _)) = split(key).0 {
             self.needs_timeline(of.timeline);
         }
         self.stays(key);
@@ -91,15 +91,21 @@ impl Sieve {
     /// Ends an archive: its histories that go, those of timelines older than all of which something stays. Whoever recovers asks for the
     /// history of the timeline that it begins with and of newer ones, each of which names its ancestors
     /// (`readTimeLineHistory`, `findNewestTimeLine`, `restoreTimeLineHistoryFiles` in `timeline.c` and `xlogrecovery.c`).
-    pub(crate) fn end(&mut self, now: Timestamp) -> Vec<Meta> {
+    pub(crate) async fn end(&mut self, archive: &Archive, now: Timestamp) -> Result<Vec<String>> {
         let oldest = self.oldest.take();
         let mut histories = std::mem::take(&mut self.histories);
-        histories
-            .retain(|(timeline, meta)| oldest.is_none_or(|oldest| *timeline < oldest) && rested(meta, now));
+        histories.retain(|(timeline, _)| oldest.is_none_or(|oldest| *timeline < oldest));
         // Copies have the same ones.
-        histories.sort_by(|(_, a), (_, b)| a.key.cmp(&b.key));
-        histories.dedup_by(|(_, a), (_, b)| a.key == b.key);
-        histories.into_iter().map(|(_, meta)| meta).collect()
+        let keys: BTreeSet<String> = histories.into_iter().map(|(_, key)| key).collect();
+        let mut gone = Vec::new();
+        for key in keys {
+            match archive.store().head(&key).await {
+                Ok(meta) => gone.extend(rested(&meta, now).then_some(key)),
+                Err(error) if error.kind() == ErrorKind::ObjectMissing => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(gone)
     }
 
     /// The keys of a cluster that nothing needs.
@@ -108,13 +114,13 @@ impl Sieve {
         repository: &Repository,
         cluster: &ClusterName,
         now: Timestamp,
-    ) -> Result<Vec<Meta>> {
+    ) -> Result<Vec<String>> {
         let listed = list_sorted(&**repository.store(), &layout::wal_keys(cluster), None).await?;
         let goes = |entry: Entry| match entry {
             Entry::Object(meta) => {
                 let id = meta.key.rsplit('/').next()?.split('.').next()?;
                 let ours = id.parse::<ulid::Ulid>().is_ok();
-                (ours && !self.keys.contains(id) && rested(&meta, now)).then_some(meta)
+                (ours && !self.keys.contains(id) && rested(&meta, now)).then_some(meta.key)
             }
             Entry::Folder(_) => None,
         };
@@ -126,8 +132,8 @@ fn rested(meta: &Meta, now: Timestamp) -> bool {
     now.duration_since(meta.modified) > REST
 }
 
-fn of(archive: &Archive, meta: &Meta) -> Of {
-    let Some((name, object)) = file_of(&meta.key) else { return beside(archive, &meta.key) };
+fn of(archive: &Archive, key: &str) -> Of {
+    let (Some(name), object) = split(key) else { return beside(archive, key) };
     match name {
         WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _) => {
             let size = Glance::parse(object).map(|piece| piece.segment_bytes).filter(|bytes| *bytes > 0);

@@ -11,11 +11,10 @@ use super::archive::Archive;
 use super::history::History;
 use super::inventory::{BackupSpan, Reach, Run};
 use super::name::{SegmentName, WalName};
-use super::object::{RESOLVED, ShortDigest};
+use super::object::{RESOLVED, ShortDigest, split};
 use super::route::Route;
 use super::segments::{Found, Segments};
 use crate::error::Result;
-use crate::store::Meta;
 
 /// What an archive has, at one time. It takes 32 bytes of memory a segment, and one listing.
 #[derive(Debug, Clone, Default)]
@@ -47,8 +46,8 @@ pub struct Newest {
     pub segment: SegmentName,
     /// The last commit or abort in any of its segments.
     pub last_commit: Option<Timestamp>,
-    /// When the newest object was stored, by the store's clock.
-    pub stored: Timestamp,
+    /// When the newest object of this segment was stored, by the store's clock.
+    pub stored: Option<Timestamp>,
 }
 
 /// What the archive has of one segment.
@@ -108,19 +107,17 @@ impl Glance {
         let mut fields = stem.split('-');
         let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
         let (offset, length, segment_bytes) = (number()?, number()?, number()?);
-        let digest = beginning(fields.next()?)?;
+        let mut raw = fields.next()?;
+        if ShortDigest::is_one(raw).is_none() {
+            // The stored length.
+            raw = fields.next()?;
+        }
+        let digest = beginning(raw)?;
         fields.next().and_then(ShortDigest::is_one)?;
         fields.next()?;
         let last = fields.next()?.parse().ok()?;
         Some(Self { offset, length, segment_bytes, digest, last })
     }
-}
-
-/// Of a key `…/<file>/<object>`.
-pub(super) fn file_of(key: &str) -> Option<(WalName, &str)> {
-    let mut names = key.rsplit('/');
-    let object = names.next()?;
-    Some((names.next()?.parse().ok()?, object))
 }
 
 /// Makes a survey of objects as they come.
@@ -139,10 +136,10 @@ impl Surveyor {
     }
 
     /// Whether it is a piece of a segment.
-    pub(crate) fn take(&mut self, meta: &Meta) -> bool {
+    pub(crate) fn take(&mut self, key: &str, bytes: u64) -> bool {
         self.survey.objects += 1;
-        self.survey.stored_bytes += meta.bytes;
-        let Some((WalName::Segment(segment), name)) = file_of(&meta.key) else { return false };
+        self.survey.stored_bytes += bytes;
+        let (Some(WalName::Segment(segment)), name) = split(key) else { return false };
         if name.starts_with(RESOLVED) {
             let newest = self.resolved.entry(segment).or_default();
             if newest.as_str() < name {
@@ -152,14 +149,13 @@ impl Surveyor {
         let Some(piece) = Glance::parse(name) else { return false };
         self.survey.segment_bytes = Some(piece.segment_bytes);
         let last = Timestamp::from_microsecond(piece.last).ok().filter(|_| piece.last != 0);
-        let newest = Newest { segment, last_commit: None, stored: meta.modified };
+        let newest = Newest { segment, last_commit: None, stored: None };
         let newest = self.survey.timelines.entry(segment.timeline).or_insert(newest);
         newest.segment = newest.segment.max(segment);
         newest.last_commit = newest.last_commit.max(last);
-        newest.stored = newest.stored.max(meta.modified);
 
         let found = self.survey.segments.entry(segment);
-        found.bytes += meta.bytes;
+        found.bytes += bytes;
         // Before 1970 is no commit.
         found.last = found.last.max(piece.last);
         let pieces = &mut self.survey.pieces;
@@ -210,10 +206,15 @@ impl Survey {
     pub async fn load(archive: &Archive) -> Result<Self> {
         let mut surveyor = Surveyor::of(archive.system());
         let mut objects = archive.objects();
-        while let Some(meta) = objects.try_next().await? {
-            surveyor.take(&meta);
+        while let Some((key, bytes)) = objects.try_next().await? {
+            surveyor.take(&key, bytes);
         }
-        Ok(surveyor.finish())
+        let mut survey = surveyor.finish();
+        for newest in survey.timelines.values_mut() {
+            let stored = archive.stored(&WalName::Segment(newest.segment)).await?;
+            newest.stored = stored.pieces.iter().map(|(_, meta)| meta.modified).max();
+        }
+        Ok(survey)
     }
 
     /// How far recovery comes from a backup along a history. The first question about a history takes a look at all
@@ -328,6 +329,7 @@ mod tests {
                 offset: *offset,
                 length: *length,
                 segment_bytes: SIZE,
+                stored_bytes: None,
                 raw: raw.clone(),
                 stored: raw,
                 first: None,
@@ -338,7 +340,7 @@ mod tests {
             };
             let segment = SegmentName::numbered(*timeline, *number, SIZE);
             let key = format!("clusters/main/wal/7/x/y/{segment}/{}", piece.name());
-            surveyor.take(&Meta { key, bytes: 10, modified: Timestamp::UNIX_EPOCH });
+            surveyor.take(&key, 10);
         }
         surveyor.finish()
     }

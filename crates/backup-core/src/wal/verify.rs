@@ -10,11 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::archive::Archive;
 use super::history::History;
 use super::name::{SegmentName, WalName};
-use super::object::{Piece, RESOLVED, ShortDigest};
+use super::object::{Piece, RESOLVED, ShortDigest, split};
 use super::place::Place;
 use super::read::Sink;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Meta;
 
 /// What is wrong with an object of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -79,8 +78,8 @@ type Closed = BTreeMap<String, Error>;
 type Key = (String, String);
 
 /// The key that an object is sealed with.
-fn key_of(meta: &Meta) -> Option<Key> {
-    Piece::parse(meta.key.rsplit('/').next()?)?.key
+fn key_of(object: &str) -> Option<Key> {
+    Piece::parse(split(object).1)?.key
 }
 
 /// Counts, and looks whether the bytes are of their place.
@@ -121,7 +120,7 @@ impl Archive {
         cancel: &CancellationToken,
     ) -> Result<WalReport> {
         // Keys first: what none of them opens is a question of who asks.
-        let keys = self.objects().try_filter_map(async |meta| Ok(key_of(&meta)));
+        let keys = self.objects().try_filter_map(async |(object, _)| Ok(key_of(&object)));
         let used = keys.try_collect().await?;
         self.verify_objects(self.objects(), used, stored_only, jobs, cancel).await
     }
@@ -144,9 +143,9 @@ impl Archive {
                 let why = "it is missing, or not all of it is there";
                 missing.push(WalFinding::new(segment.to_string(), true, why));
             }
-            objects.extend(stored.pieces.into_iter().map(|(_, meta)| meta));
+            objects.extend(stored.pieces.into_iter().map(|(_, meta)| (meta.key, meta.bytes)));
         }
-        let used = objects.iter().filter_map(key_of).collect();
+        let used = objects.iter().filter_map(|(object, _)| key_of(object)).collect();
         let objects = futures::stream::iter(objects.into_iter().map(Ok)).boxed();
         let mut report = self.verify_objects(objects, used, stored_only, jobs, cancel).await?;
         report.findings.append(&mut missing);
@@ -176,7 +175,7 @@ impl Archive {
 
     async fn verify_objects(
         &self,
-        objects: BoxStream<'_, Result<Meta>>,
+        objects: BoxStream<'_, Result<(String, u64)>>,
         used: BTreeSet<Key>,
         stored_only: bool,
         jobs: usize,
@@ -186,7 +185,10 @@ impl Archive {
         let keys = &closed;
         let checked = objects
             .take_until(cancel.cancelled())
-            .map(|meta| async move { self.verify_object(&meta?, stored_only, keys).await })
+            .map(|object| async move {
+                let (object, bytes) = object?;
+                self.verify_object(&object, bytes, stored_only, keys).await
+            })
             .buffer_unordered(jobs.max(1));
         let mut checked = std::pin::pin!(checked);
         let mut report = WalReport { opened: !stored_only, ..WalReport::default() };
@@ -243,45 +245,46 @@ impl Archive {
 
     async fn verify_object(
         &self,
-        meta: &Meta,
+        object: &str,
+        bytes: u64,
         stored_only: bool,
         closed: &Closed,
     ) -> Result<(u64, u64, Option<WalFinding>)> {
-        let name = meta.key.rsplit('/').next().unwrap_or_default();
+        let (file, name) = split(object);
         let found = |error: &Error| {
             let missing = error.kind() == ErrorKind::ObjectMissing;
-            Some(WalFinding::new(meta.key.clone(), missing, error.to_string()))
+            Some(WalFinding::new(object.to_owned(), missing, error.to_string()))
         };
         // All that counts is in its name.
         if name.starts_with(RESOLVED) {
-            return Ok((meta.bytes, 0, None));
+            return Ok((bytes, 0, None));
         }
         if name.ends_with(".history") {
-            return match self.check_history(&meta.key).await {
-                Ok(()) => Ok((meta.bytes, 0, None)),
-                Err(e) if is_damage(&e) => Ok((meta.bytes, 0, found(&e))),
+            return match self.check_history(object).await {
+                Ok(()) => Ok((bytes, 0, None)),
+                Err(e) if is_damage(&e) => Ok((bytes, 0, found(&e))),
                 Err(e) => Err(e),
             };
         }
         let Some(piece) = Piece::parse(name) else {
             let error = Error::new(ErrorKind::Integrity, "it has no name of WAL");
-            return Ok((meta.bytes, 0, found(&error)));
+            return Ok((bytes, 0, found(&error)));
         };
         // What nothing opens is told once, of the key.
         let is_closed =
             piece.key.as_ref().is_some_and(|(id, method)| closed.contains_key(&self.key_object(id, method)));
         let read = if stored_only || is_closed {
-            self.compare_stored(&piece, &meta.key).await.map(|()| 0)
+            self.compare_stored(&piece, object).await.map(|()| 0)
         } else {
-            let place = match meta.key.rsplit('/').nth(1).map(str::parse) {
-                Some(Ok(WalName::Segment(segment))) => Some(Place::new(&piece, segment, self.system())),
+            let place = match file {
+                Some(WalName::Segment(segment)) => Some(Place::new(&piece, segment, self.system())),
                 _ => None,
             };
-            self.read_piece(&piece, &meta.key, Look { count: 0, place }).await
+            self.read_piece(&piece, object, Look { count: 0, place }).await
         };
         match read {
-            Ok(raw) => Ok((meta.bytes, raw, None)),
-            Err(e) if is_damage(&e) => Ok((meta.bytes, 0, found(&e))),
+            Ok(raw) => Ok((bytes, raw, None)),
+            Err(e) if is_damage(&e) => Ok((bytes, 0, found(&e))),
             Err(e) => Err(e),
         }
     }

@@ -226,6 +226,13 @@ async fn walks(store: &dyn Store) {
     // S3 shows milliseconds in a list, and seconds of one object.
     let (listed, looked) = (found[8].modified.as_second(), head.modified.as_second());
     assert_eq!(listed, looked, "and the time that a look at one shows");
+    // A store may believe what a key tells, and knows what it does not.
+    let told = |key: &str| key.ends_with('x').then_some(1_000_000);
+    let mut sized: Vec<(String, u64)> = store.walk_sized("list", told).try_collect().await.unwrap();
+    sized.sort();
+    assert!(sized.iter().map(|(key, _)| key.as_str()).eq(names.iter().copied()), "the same objects");
+    assert_eq!(sized[8].1, 3, "lengths that no key tells");
+    assert!([found[0].bytes, 1_000_000].contains(&sized[0].1), "lengths that keys tell");
     let deep = keys("list/3/deep").await;
     assert!(deep.len() == 1 && deep[0].key == "list/3/deep/x", "a folder is the whole of its key");
     for nothing in ["nothing/here", "list/file-1", "lis", "list/3/dee"] {

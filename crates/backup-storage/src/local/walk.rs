@@ -1,5 +1,5 @@
-//! All objects of a local folder, with few calls of the system for each. An archive of WAL has a folder for each
-//! segment: a million folders, with one file each.
+//! All objects of a local folder, with few calls of the system for each. An archive of WAL has a
+//! million of them, and may have a folder for each.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -29,9 +29,11 @@ const DEEPEST: usize = 32;
 /// What the threads share.
 struct Shared {
     root: PathBuf,
+    /// The length that a key tells.
+    known: Option<Known>,
     state: Mutex<State>,
     changed: Condvar,
-    /// Threads that wait for a folder, to be looked at without the lock: it is asked for each of a million folders.
+    /// Threads that wait for a folder, to be looked at without the lock: it is asked for each folder.
     hungry: AtomicUsize,
 }
 
@@ -80,11 +82,16 @@ pub(super) fn stream(
     begun.flatten().boxed()
 }
 
-/// Sends what is below `folder`, in batches, until it is all or nobody receives any more. Blocks.
-pub(super) fn walk(root: &Path, folder: &str, to: &Batches) -> Result<()> {
+/// What tells the length of an object by its key, where that has it.
+pub(super) type Known = fn(&str) -> Option<u64>;
+
+/// Sends what is below `folder`, in batches, until it is all or nobody receives any more. An object whose length is
+/// `known` is not looked at: its time of modification is that of the beginning of time. Blocks.
+pub(super) fn walk(root: &Path, folder: &str, known: Option<Known>, to: &Batches) -> Result<()> {
     let state = State { waiting: [(folder.to_owned(), 0)].into(), ..State::default() };
     let shared = Shared {
         root: root.to_owned(),
+        known,
         state: Mutex::new(state),
         changed: Condvar::new(),
         hungry: AtomicUsize::new(0),
@@ -238,20 +245,28 @@ impl Walker<'_> {
                 }
                 continue;
             }
-            let stat = match stat {
-                Some(stat) => stat,
-                None => match statat(entries.fd().map_err(at)?, entry.file_name(), AtFlags::empty()) {
-                    // Deleted while it was listed.
-                    Err(e) if absent(&io::Error::from(e)) => continue,
-                    other => other.map_err(at)?,
-                },
+            let stat = match (stat, self.shared.known.and_then(|known| known(&child))) {
+                (Some(stat), _) => stat,
+                (None, Some(bytes)) => {
+                    self.add(Meta { key: child, bytes, modified: Timestamp::UNIX_EPOCH })?;
+                    continue;
+                }
+                (None, None) => {
+                    match statat(entries.fd().map_err(at)?, entry.file_name(), AtFlags::empty()) {
+                        // Deleted while it was listed.
+                        Err(e) if absent(&io::Error::from(e)) => continue,
+                        other => other.map_err(at)?,
+                    }
+                }
             };
-            self.found.push(meta(child, &stat)?);
-            if self.found.len() >= BATCH {
-                self.send()?;
-            }
+            self.add(meta(child, &stat)?)?;
         }
         Ok(())
+    }
+
+    fn add(&mut self, object: Meta) -> Result<()> {
+        self.found.push(object);
+        if self.found.len() >= BATCH { self.send() } else { Ok(()) }
     }
 }
 

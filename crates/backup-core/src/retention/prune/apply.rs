@@ -13,7 +13,7 @@ use crate::audit::{self, Act, Outcome};
 use crate::error::{Error, Result};
 use crate::repository::{BackupId, BackupSummary, Catalog, Verb, check_clock, layout};
 use crate::retention::Decision;
-use crate::store::{Meta, Store};
+use crate::store::Store;
 
 /// Marks, and folders of backups, that are worked on at once.
 const AT_ONCE: usize = 8;
@@ -195,9 +195,10 @@ impl Prune {
         let deleted: Vec<(u64, Vec<Left>)> = futures::stream::iter(ids)
             .map(|id| async move {
                 let folder = layout::backup(&self.cluster, id);
-                let mut objects: Vec<Meta> = self.store().walk(&folder).try_collect().await?;
-                let announced = |meta: &Meta| meta.key.ends_with(&format!("/{}", layout::STARTED));
-                let last: Vec<Meta> = objects.extract_if(.., |meta| announced(meta)).collect();
+                let mut objects: Vec<String> =
+                    self.store().walk(&folder).map_ok(|meta| meta.key).try_collect().await?;
+                let announced = |key: &str| key.ends_with(&format!("/{}", layout::STARTED));
+                let last: Vec<String> = objects.extract_if(.., |key| announced(key)).collect();
                 let (mut count, mut left) = self.delete(objects).await;
                 if left.is_empty() {
                     let (more, kept) = self.delete(last).await;
@@ -216,8 +217,7 @@ impl Prune {
         Ok(())
     }
 
-    pub(super) async fn delete(&self, objects: Vec<Meta>) -> (u64, Vec<Left>) {
-        let keys: Vec<String> = objects.into_iter().map(|meta| meta.key).collect();
+    pub(super) async fn delete(&self, keys: Vec<String>) -> (u64, Vec<Left>) {
         let (mut count, mut left) = (0, Vec::new());
         for batch in keys.chunks(BATCH) {
             for (key, deleted) in batch.iter().zip(self.store().delete(batch).await) {

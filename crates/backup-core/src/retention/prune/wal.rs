@@ -13,7 +13,6 @@ use crate::physical::span;
 use crate::postgres::Lsn;
 use crate::repository::{BackupId, BackupSummary, Repository};
 use crate::retention::{Decision, WalNeeds};
-use crate::store::Meta;
 use crate::wal::{Archive, SegmentName, Sieve, Surveyor};
 
 /// Objects that are deleted with one call.
@@ -64,17 +63,17 @@ impl<'a> Judge<'a> {
         Needed { needs, size: segment_bytes(&self.gathered.backups, system) }
     }
 
-    fn goes(&mut self, archive: &Archive, needed: &Needed<'_>, meta: &Meta) -> bool {
+    fn goes(&mut self, archive: &Archive, needed: &Needed<'_>, key: &str) -> bool {
         self.sieve.goes(
             archive,
-            meta,
+            key,
             |segment, size| needed.segment(segment, size),
             |t, lsn| needed.point(t, lsn),
         )
     }
 
     /// The histories that go, when all other objects of an archive were judged.
-    async fn histories(&mut self, system: u64, needed: &Needed<'_>) -> Vec<Meta> {
+    async fn histories(&mut self, system: u64, needed: &Needed<'_>) -> Result<Vec<String>> {
         // What only a copy has that did not answer would be taken for absent.
         for copy in self.prune.repository.each_copy() {
             let seen = self.see(&copy, system, needed).await;
@@ -87,22 +86,23 @@ impl<'a> Judge<'a> {
         for span in stay.filter_map(span).filter(|span| span.system == system) {
             self.sieve.needs_timeline(span.wal.timeline);
         }
-        let gone = self.sieve.end(self.now);
+        let archive = self.prune.archive(system);
+        let gone = self.sieve.end(&archive, self.now).await?;
         // Nobody knows which timeline a run at work is of.
-        if self.whole && self.gathered.running_physical().is_empty() { gone } else { Vec::new() }
+        Ok(if self.whole && self.gathered.running_physical().is_empty() { gone } else { Vec::new() })
     }
 
     async fn see(&mut self, copy: &Repository, system: u64, needed: &Needed<'_>) -> Result<()> {
         let archive = Archive::of(copy, &self.prune.cluster, system, None);
         let mut objects = archive.objects();
-        while let Some(meta) = objects.try_next().await? {
-            self.goes(&archive, needed, &meta);
+        while let Some((key, _)) = objects.try_next().await? {
+            self.goes(&archive, needed, &key);
         }
         Ok(())
     }
 
     /// The keys that go, when all archives were judged.
-    async fn keys(&self) -> Result<Vec<Meta>> {
+    async fn keys(&self) -> Result<Vec<String>> {
         if !self.whole {
             return Ok(Vec::new());
         }
@@ -129,12 +129,12 @@ impl Prune {
             if needs.from.is_some() {
                 let (archive, needed) = (self.archive(system), judge.needed(system, &needs));
                 let mut objects = archive.objects();
-                while let Some(meta) = objects.try_next().await? {
-                    if judge.goes(&archive, &needed, &meta) && !segments.take(&meta) {
+                while let Some((key, bytes)) = objects.try_next().await? {
+                    if judge.goes(&archive, &needed, &key) && !segments.take(&key, bytes) {
                         others += 1;
                     }
                 }
-                others += judge.histories(system, &needed).await.len() as u64;
+                others += judge.histories(system, &needed).await?.len() as u64;
             } else {
                 judge.whole = false;
             }
@@ -189,7 +189,7 @@ impl Prune {
             loop {
                 let next = objects.try_next().await?;
                 let ended = next.is_none();
-                batch.extend(next.filter(|meta| judge.goes(&archive, &needed, meta)));
+                batch.extend(next.map(|(key, _)| key).filter(|key| judge.goes(&archive, &needed, key)));
                 if batch.len() == BATCH || ended {
                     self.delete_of_wal(std::mem::take(&mut batch), &mut judge, done).await;
                 }
@@ -200,7 +200,7 @@ impl Prune {
                     return Err(Error::cancelled());
                 }
             }
-            let histories = judge.histories(system, &needed).await;
+            let histories = judge.histories(system, &needed).await?;
             self.delete_of_wal(histories, &mut judge, done).await;
         }
         // Last: whatever they open is gone.
@@ -209,8 +209,8 @@ impl Prune {
         Ok(())
     }
 
-    async fn delete_of_wal(&self, objects: Vec<Meta>, judge: &mut Judge<'_>, done: &mut Pruned) {
-        let (count, left) = self.delete(objects).await;
+    async fn delete_of_wal(&self, keys: Vec<String>, judge: &mut Judge<'_>, done: &mut Pruned) {
+        let (count, left) = self.delete(keys).await;
         for left in &left {
             judge.sieve.is_left(&left.object);
         }

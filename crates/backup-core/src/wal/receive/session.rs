@@ -306,6 +306,7 @@ fn seal(
         offset: chunk.offset,
         length: chunk.bytes.len() as u64,
         segment_bytes,
+        stored_bytes: Some(sealed.bytes),
         raw: blake3::hash(&chunk.bytes).into(),
         stored: sealed.digest.clone(),
         first: None,
