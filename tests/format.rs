@@ -12,7 +12,11 @@ use pgark::crypt::{Age, IdentityFile};
 use pgark::logical::{Dump, Load};
 use pgark::repository::{Catalog, ClusterName};
 use pgark::verify::{VerifyOptions, verify};
-use pgark::{Backup, CancellationToken, PipelineOptions, Repository, Restore, StoreOptions, open_store};
+use pgark::wal::{Archive, Asking, Fetcher, SegmentName, Survey, WalName};
+use pgark::{
+    Backup, CancellationToken, Encryptor, PipelineOptions, Repository, Restore, StoreOptions, list_deep,
+    open_store,
+};
 use support::{fingerprint, local_repository, sample, server, sql};
 
 fn root() -> PathBuf {
@@ -81,6 +85,39 @@ async fn a_repository_of_format_1_opens() {
             [[text("500"), text("84355450790539526125")], [text("2000"), text("803933918022634077461")]]
         );
     }
+}
+
+/// Segments that lie in folders of their own, and such that lie beside their neighbours.
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_of_format_1_is_read() {
+    let place = root().join("tests/fixtures/format-1-wal").display().to_string();
+    let repository = Repository::open(open_store(&place, &StoreOptions::default()).unwrap()).await.unwrap();
+    let reader: Option<Arc<dyn Encryptor>> = Some(Arc::new(identity()));
+    let archive = Archive::current(&repository, &ClusterName::default(), reader).await.unwrap().unwrap();
+    let survey = Survey::load(&archive).await.unwrap();
+    assert_eq!((survey.objects, survey.runs(1).len(), survey.runs(1)[0].segments), (7, 1, 4));
+    let folder = format!("clusters/main/wal/{}", archive.system());
+    let files = list_deep(&**repository.store(), &folder).await.unwrap();
+    let lengths: u64 = files.iter().map(|meta| meta.bytes).sum();
+    assert_eq!(survey.stored_bytes, lengths, "lengths that names tell, and those of files");
+    let report = archive.verify(false, 2, &CancellationToken::new()).await.unwrap();
+    assert!(report.findings.is_empty() && report.objects == 7 && report.opened, "{report:?}");
+    assert_eq!(archive.points().await.unwrap().len(), 3);
+
+    let to = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(archive, Asking::Recovery);
+    let segment = |number| WalName::Segment(SegmentName::numbered(1, number, 1 << 20));
+    for (number, digest) in [
+        (6, "d7588319b874febe30ffe22633496ed6d7588ec775891c90df15936257491f5d"),
+        (7, "b63d7620ce37b0a79f62aebfd7f373c7e45d92a4af6ebcacf03c2a300e0ab934"),
+        (8, "f56b8095b463cd56c37c500afc1e89c206fef0569e9b643d10c8c42ac37f0a38"),
+        (9, "962bd35afd0457acebf1bdc8c1591d441b924ed023fd0b5ed40c77eaae4fb9e9"),
+    ] {
+        let file = to.path().join(number.to_string());
+        assert!(fetcher.fetch(segment(number), &file).await.unwrap(), "{number}");
+        assert_eq!(blake3::hash(&std::fs::read(file).unwrap()).to_string(), digest, "{number}");
+    }
+    assert!(!fetcher.fetch(segment(10), &to.path().join("later")).await.unwrap());
 }
 
 /// The script that `docs/format.md` gives.
