@@ -288,13 +288,54 @@ async fn all_that_copies_share_is_repaired() {
     assert!(!pgark.path(&format!("a/{index}")).exists(), "an index is written anew");
     ok(&["verify", "--all"]);
     ok(&["list"]);
-    // Nobody but a person can tell of which repository a place without its marker is.
-    std::fs::write(pgark.path("b/pgark.json"), b"{").unwrap();
-    let found = run(&["verify", "--all", "--repair"]);
-    assert_eq!(found.status.code(), Some(50), "{}", said(&found));
-    for word in ["pgark.json in", "NOT REPAIRED"] {
-        assert!(said(&found).contains(word), "{word}: {}", said(&found));
+    marker_is_repaired(&pgark, &config);
+}
+
+/// Without its marker a place is nothing; what else is in it says whether it is a copy.
+fn marker_is_repaired(pgark: &Pgark, config: &str) {
+    let run = |args: &[&str]| pgark.run(&[&["--config", config], args].concat());
+    let marker = pgark.path("b/pgark.json");
+    let id = |place: &str| -> serde_json::Value {
+        let text = std::fs::read(pgark.path(&format!("{place}/pgark.json"))).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["id"].take()
+    };
+    let piece = pgark.files("b").into_iter().find(|name| name.contains("/parts/")).unwrap();
+    let piece = pgark.path(&format!("b/{piece}"));
+    let whole = std::fs::read(&piece).unwrap();
+    for bytes in [Some(&b"{"[..]), Some(b""), None] {
+        match bytes {
+            Some(bytes) => std::fs::write(&marker, bytes).unwrap(),
+            None => std::fs::remove_file(&marker).unwrap(),
+        }
+        // What is damaged behind it is found in the same run.
+        std::fs::write(&piece, &whole[1..]).unwrap();
+        let one = run(&["verify"]);
+        assert!(said(&one).contains("pgark.json") && said(&one).contains("nothing of it"), "{}", said(&one));
+        let found = run(&["verify", "--all"]);
+        assert_eq!(found.status.code(), Some(50), "{}", said(&found));
+        assert!(said(&found).contains("pgark.json in"), "{}", said(&found));
+        let repaired = run(&["verify", "--all", "--repair"]);
+        assert!(repaired.status.success(), "{}", said(&repaired));
+        assert!(said(&repaired).contains("repaired: pgark.json in"), "{}", said(&repaired));
+        assert_eq!((id("b"), std::fs::read(&piece).unwrap() == whole), (id("a"), true));
+        let again = run(&["verify", "--all"]);
+        assert!(again.status.success(), "{}", said(&again));
     }
+    // An empty place may be one whose file system is not mounted.
+    take_away(pgark, "b");
+    std::fs::create_dir(pgark.path("b")).unwrap();
+    let verified = run(&["verify", "--all", "--repair"]);
+    assert!(verified.status.success(), "{}", said(&verified));
+    assert!(said(&verified).contains("nothing of it was verified"), "{}", said(&verified));
+    assert_eq!(pgark.files("b"), Vec::<String>::new());
+    // What has nothing of this repository is none of its copies.
+    for name in ["pgark.json", "clusters/main/identity/01ARZ3NDEKTSV4RRFFQ69G5FAV.json"] {
+        pgark.write(&format!("b/{name}"), "{");
+    }
+    let verified = run(&["verify", "--all", "--repair"]);
+    assert_eq!(verified.status.code(), Some(50), "{}", said(&verified));
+    assert!(said(&verified).contains("NOT REPAIRED: pgark.json in"), "{}", said(&verified));
+    assert_eq!(std::fs::read(&marker).unwrap(), b"{");
 }
 
 #[tokio::test(flavor = "multi_thread")]
