@@ -136,7 +136,20 @@ async fn a_database_comes_back_from_each_copy() {
     assert_eq!(away.status.code(), Some(47), "{}", said(&away));
     assert!(said(&away).contains("b does not answer"), "{}", said(&away));
     let id = second["backup"]["id"].as_str().unwrap();
+    let has = |id: &str| -> Vec<Option<bool>> {
+        let shown = json(&["show", id]);
+        assert_eq!(shown["backup"]["id"], id, "{shown}");
+        let copies = shown["copies"].as_array().unwrap();
+        assert!(copies[1]["place"].as_str().unwrap().ends_with('b'), "{shown}");
+        copies.iter().map(|copy| copy["has"].as_bool()).collect()
+    };
+    assert_eq!(has(id), [Some(true), None]);
     bring_back(&pgark, "b");
+    assert_eq!(has(id), [Some(true), Some(false)]);
+    assert_eq!(has(first["backup"]["id"].as_str().unwrap()), [Some(true), Some(true)]);
+    let shown = said(&pgark.run(&["--config", &config, "show", id]));
+    assert!(shown.contains("a: has it") && shown.contains("b: LACKS IT"), "{shown}");
+    assert!(pgark.json(&["show", "--repo", &pgark.place("a"), id])["copies"].is_null());
     let listed = json(&["list"]);
     assert_eq!(listed["backups"].as_array().unwrap().len(), 2, "{listed}");
     assert_eq!(listed["not_everywhere"][id].as_array().unwrap().len(), 1, "{listed}");
@@ -147,6 +160,7 @@ async fn a_database_comes_back_from_each_copy() {
     let report = json(&["sync"]);
     assert_eq!(report["sync"]["copies"][1]["backups"], serde_json::json!([id]), "{report}");
     assert_eq!(json(&["list"])["not_everywhere"], serde_json::json!({}));
+    assert_eq!(has(id), [Some(true), Some(true)]);
 
     // Damage in one copy is found there, read around, and repaired.
     let part = pgark.files("a").into_iter().find(|f| f.contains(id) && f.contains("/parts/")).unwrap();
