@@ -353,6 +353,98 @@ fn marker_is_repaired(pgark: &Pgark, config: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn wal_that_is_copied_for_other_readers_is_the_same() {
+    let server = server();
+    let pgark = Pgark::new();
+    let (a, c) = (pgark.place("a"), pgark.place("c"));
+    let (old, recipient) = pgark.key("key.txt");
+    let (new, other) = pgark.key("other.txt");
+    let config = pgark.write(
+        "pgark.toml",
+        &format!("[repository]\nurl = \"a\"\n[encryption]\nrecipients = [\"{recipient}\"]\n"),
+    );
+    let db = server.url("postgres");
+    let made = pgark.json(&["--config", &config, "backup", "--physical", "--db", &db]);
+    let id = made["backup"]["id"].as_str().unwrap();
+    let push = |path: &std::path::Path| {
+        pgark.text(&["--config", &config, "wal", "push", &path.display().to_string(), "--ahead", "0"]);
+    };
+    // That of the backup, which has ended it, and those behind it.
+    let start = made["backup"]["source"]["start_lsn"].as_str().unwrap();
+    let mut names = vec![
+        sql(&server, "postgres", &format!("SELECT pg_walfile_name('{start}')")).await[0][0].clone().unwrap(),
+    ];
+    for _ in 0..2 {
+        names.push(full_segment(&server).await);
+    }
+    for name in &names {
+        push(&server.data().join("pg_wal").join(name));
+    }
+    let history = "00000002.history";
+    let pg_wal = server.data().join("pg_wal");
+    std::fs::write(pg_wal.join(history), "1\t0/1000002\tno reason\n").unwrap();
+    push(&pg_wal.join(history));
+    let written = |name: &str| std::fs::read(pg_wal.join(name)).unwrap();
+    let fetch = |name: &str, repo: &str, identity: &str| {
+        let to = pgark.place("RECOVERYXLOG");
+        let args = ["wal", "fetch", name, &to, "--ahead", "0", "--repo", repo, "--identity", identity];
+        let output = pgark.run(&args);
+        let read = std::fs::read(&to).ok();
+        let _ = std::fs::remove_file(&to);
+        (output.status.code(), read, said(&output))
+    };
+    let copy = [
+        "copy",
+        id,
+        "--repo",
+        &a,
+        "--identity",
+        &old,
+        "--to",
+        &c,
+        "--wal",
+        "--re-encrypt",
+        "--recipient",
+        &other,
+    ];
+    let copied = pgark.json(&copy);
+    let objects = copied["copied"]["wal_objects"].as_u64().unwrap();
+    assert!(objects >= names.len() as u64 && copied["copied"]["sealed_anew"] == true, "{copied}");
+    for name in &names {
+        for (repo, right, wrong) in [(&a, &old, &new), (&c, &new, &old)] {
+            let (code, bytes, said) = fetch(name, repo, right);
+            assert!(code == Some(0) && bytes.as_ref() == Some(&written(name)), "{name} in {repo}: {said}");
+            let (code, bytes, said) = fetch(name, repo, wrong);
+            assert!(code == Some(126) && bytes.is_none(), "{name} in {repo} with the other key: {said}");
+        }
+    }
+    // Nothing is secret in a history, and it is the same for all.
+    assert_eq!(fetch(history, &c, &new).1, Some(written(history)));
+    // No key of the one opens anything of the other, and no sealed bytes are in both.
+    let of_wal = |place: &str| -> Vec<String> {
+        pgark
+            .files(place)
+            .into_iter()
+            .filter(|file| file.contains("/wal/") && file.ends_with(".age"))
+            .collect()
+    };
+    let (sealed, anew) = (of_wal("a"), of_wal("c"));
+    assert!(
+        anew.len() > names.len() && anew.iter().all(|file| !sealed.contains(file)),
+        "{sealed:?} {anew:?}"
+    );
+    let read = |place: &str, files: &[String]| -> Vec<Vec<u8>> {
+        files.iter().map(|file| std::fs::read(pgark.path(&format!("{place}/{file}"))).unwrap()).collect()
+    };
+    let (sealed, anew) = (read("a", &sealed), read("c", &anew));
+    assert!(anew.iter().all(|bytes| !sealed.contains(bytes)));
+    assert_eq!(pgark.json(&["wal", "verify", "--repo", &c, "--identity", &new])["good"], true);
+    pgark.fails(&["wal", "verify", "--repo", &c, "--identity", &old], ErrorKind::WrongKey);
+    let again = pgark.json(&copy);
+    assert_eq!(again["copied"]["wal_objects"], 0, "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_they_go_on() {
     let server = server();
     sql(
