@@ -2,25 +2,23 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "copies/prune.rs"]
+mod prune;
 mod support;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use jiff::{SignedDuration, Timestamp};
 use pgark::copies::{CopyOptions, SyncOptions, copy, repair, sync};
 use pgark::crypt::{Age, IdentityFile};
 use pgark::repository::{BackupId, Catalog, ClusterName, Marks, Verb, rotate_key};
-use pgark::retention::{Prune, Rules};
 use pgark::verify::{VerifyOptions, unusable_copies, verify};
 use pgark::{
     Backup, CancellationToken, Encryptor, Error, ErrorKind, Got, MemoryTransport, Meta, Page,
     PipelineOptions, Remote, Replicas, Repository, Restore, Result, Store, Summary, Transport, codec,
 };
 use support::bytes::{BytesDumper, BytesRestorer, Parts};
-use support::shelf::{Fake, SYSTEM, segment, shelf};
 use support::{keys, quick};
 
 /// Memory that dies with the first request that changes an object whose key has these words in it.
@@ -455,101 +453,6 @@ async fn sync_brings_decisions_and_leaves_old_keys_behind() {
         assert!(marks.pin(&kept, jiff::Timestamp::now()).is_some());
         let left: Vec<String> = places.mortals[at].memory.keys();
         assert!(!left.iter().any(|key| key.contains(&format!("/backups/{gone}/"))), "{left:?}");
-    }
-}
-
-/// Keys of WAL: of a timeline each, and one of nothing.
-const WAL_KEYS: [&str; 4] = [
-    "01M7YBC43R60RYQ0FH5E5ZT001",
-    "01M7YBC43R60RYQ0FH5E5ZT002",
-    "01M7YBC43R60RYQ0FH5E5ZT003",
-    "01M7YBC43R60RYQ0FH5E5ZT004",
-];
-
-/// The names of segments, histories and keys of WAL.
-fn wal_of(mortal: &Mortal) -> Vec<String> {
-    let short = |key: &String| {
-        let rest = key.strip_prefix("clusters/main/wal/")?;
-        let place = rest.split('/').next_back()?;
-        let file = rest.split('/').rev().nth(1)?;
-        Some(if file.len() == 24 { file.to_owned() } else { format!("{file}/{}", place.split('-').next()?) })
-    };
-    mortal.memory.keys().iter().filter_map(short).collect()
-}
-
-#[tokio::test]
-async fn a_prune_takes_nothing_that_a_copy_needs_that_is_away() {
-    let week = |n: u64| {
-        let at = Timestamp::now() - SignedDuration::from_hours(24 * 7 * (3 - i64::try_from(n).unwrap()));
-        let fake = Fake::physical(at, 10 * n + 2, 10 * n + 3, usize::try_from(n).unwrap());
-        fake.with("timeline", n + 1)
-    };
-    let fakes = [week(0), week(1), week(2)];
-    let places = Places::new(2);
-    // Each copy was away while the other one got backups and WAL. The first has the keys of all of it.
-    let held = [(&fakes[2..], 12..30_u64, &WAL_KEYS[..]), (&fakes[..2], 0..15, &WAL_KEYS[1..2])];
-    for (mortal, (backups, segments, keys)) in places.mortals.iter().zip(held) {
-        let mut objects = shelf(backups);
-        for number in segments {
-            let timeline = usize::try_from(number / 10).unwrap();
-            let name = segment(1 + u32::try_from(timeline).unwrap(), number);
-            let name = name.replace(".zst", &format!("-{}.zst.age", WAL_KEYS[timeline]));
-            objects.insert(name, number.to_le_bytes().to_vec());
-        }
-        for timeline in 2..4 {
-            let text = format!("{}\t0/1000002\tno reason\n", timeline - 1);
-            let digest = blake3::hash(text.as_bytes()).to_hex();
-            let name = format!("{timeline:08X}-{}.history", &digest[..32]);
-            objects.insert(format!("clusters/main/wal/{SYSTEM}/history/{name}"), text.into_bytes());
-        }
-        for key in keys {
-            objects.insert(format!("clusters/main/wal/keys/{key}.age"), vec![0; 8]);
-        }
-        for (key, body) in objects {
-            mortal.memory.put(&key, body.into()).await.unwrap();
-        }
-        mortal.memory.age(Duration::from_hours(31 * 24));
-    }
-    let prune = |count: usize| {
-        let store = places.all();
-        async move {
-            let mut rules = Rules::default();
-            rules.last = Some(count);
-            let repository = Repository::open(store).await.unwrap();
-            let prune = Prune::new(repository, main_cluster(), rules).unwrap();
-            let prune = prune.wait(Duration::ZERO).allow_more(true);
-            prune.apply(&CancellationToken::new()).await.unwrap()
-        }
-    };
-    // Of the two last backups one is in the copy that is away. What it needs only the other one has.
-    let before = wal_of(&places.mortals[0]);
-    assert_eq!(before.len(), 18 + 2 + 4, "{before:?}");
-    *places.mortals[1].dead.lock().unwrap() = true;
-    let (plan, done) = prune(2).await;
-    assert_eq!((done.wal_objects, plan.remove.wal_segments, plan.remove.wal_others), (0, 0, 0), "{plan:?}");
-    assert!(plan.wal[0].why.contains("did not answer"), "{plan:?}");
-    assert_eq!(wal_of(&places.mortals[0]), before);
-    // It is back, and not synced yet: its WAL is sealed with a key that the first one has.
-    places.mortals[1].revive();
-    let (plan, _) = prune(3).await;
-    assert_eq!((plan.remove.wal_segments, plan.wal_keys, plan.remove.wal_others), (2, 1, 1), "{plan:?}");
-    let there = wal_of(&places.mortals[0]);
-    assert!(before.iter().filter(|name| !name.contains(WAL_KEYS[3])).eq(&there), "{there:?}");
-    // Synced, what is needed no more goes from both.
-    let report = synced(&places.repository().await).await;
-    assert!(report.is_good(), "{report:?}");
-    assert_eq!(wal_of(&places.mortals[0]), wal_of(&places.mortals[1]));
-    assert_eq!(wal_of(&places.mortals[1]).len(), 28 + 2 + 3);
-    places.mortals.iter().for_each(|mortal| mortal.memory.age(Duration::from_hours(31 * 24)));
-    let (plan, done) = prune(1).await;
-    assert_eq!((plan.remove.wal_segments, plan.remove.wal_others), (20, 3), "{plan:?}");
-    assert!(done.left.is_empty() && done.removed.len() == 2, "{done:?}");
-    for (at, mortal) in places.mortals.iter().enumerate() {
-        let left = wal_of(mortal);
-        let others = ["history/00000003".to_owned(), format!("keys/{}.age", WAL_KEYS[2])];
-        assert!(others.iter().all(|name| left.contains(name)), "copy {at}: {left:?}");
-        assert_eq!(left.len(), 8 + others.len(), "copy {at}: {left:?}");
-        assert_eq!(places.listed(at).await, [fakes[2].id().parse().unwrap()]);
     }
 }
 

@@ -195,28 +195,8 @@ impl Settings {
         cancel: &CancellationToken,
     ) -> Result<Verified> {
         let begun = Instant::now();
-        let mut repository = self.open_repository().await?;
-        let (damaged_copies, mut unusable) = unusable_copies(&repository).await?;
-        let mut repairs = None;
-        if wanted.all {
-            if wanted.repair && !damaged_copies.is_empty() {
-                let of_markers = repair(&repository, cluster, &named(&damaged_copies), None).await?;
-                // What has its marker again is verified like the others.
-                repository = self.open_repository().await?;
-                repairs = Some(of_markers);
-            }
-        } else {
-            // They are not among what is looked at then, but nobody shall take them for good.
-            let words = |found: &Finding| {
-                let copy = found.copy.as_deref().unwrap_or_default();
-                format!("{copy}: its {} is damaged or missing, verify --all tells more", found.what)
-            };
-            unusable.extend(damaged_copies.iter().map(words));
-        }
-        for (copy, observer) in unusable.iter().zip(observer.iter().cycle()) {
-            let message = format!("{copy}: nothing of it was verified");
-            observer.event(&Event::Warning { message });
-        }
+        let (repository, damaged_copies, repairs) =
+            self.open_to_verify(cluster, wanted, observer.as_ref()).await?;
         let catalog = Catalog::load(&repository, cluster).await?;
         let places = repository.copies().await?;
         let chosen = choose(&repository, &catalog, wanted).await?;
@@ -296,6 +276,34 @@ impl Settings {
         }
         verified.seconds = begun.elapsed().as_secs_f64();
         Ok(verified)
+    }
+
+    /// Opens the repository, and tells of copies that cannot be used. Those of which the marker is damaged are findings of
+    /// `all`; where they are repaired they are verified like the others.
+    async fn open_to_verify(
+        &self,
+        cluster: &ClusterName,
+        wanted: &VerifyWanted,
+        observer: Option<&Arc<dyn Observer>>,
+    ) -> Result<(Repository, Vec<Finding>, Option<Repairs>)> {
+        let mut repository = self.open_repository().await?;
+        let (damaged, mut unusable) = unusable_copies(&repository).await?;
+        let mut repairs = None;
+        if !wanted.all {
+            let words = |found: &Finding| {
+                let copy = found.copy.as_deref().unwrap_or_default();
+                format!("{copy}: its {} is damaged or missing, verify --all tells more", found.what)
+            };
+            unusable.extend(damaged.iter().map(words));
+        } else if wanted.repair && !damaged.is_empty() {
+            repairs = Some(repair(&repository, cluster, &named(&damaged), None).await?);
+            repository = self.open_repository().await?;
+        }
+        for (copy, observer) in unusable.iter().zip(observer.iter().cycle()) {
+            let message = format!("{copy}: nothing of it was verified");
+            observer.event(&Event::Warning { message });
+        }
+        Ok((repository, damaged, repairs))
     }
 
     /// Verifies a backup where it is, in each copy that has it. That a copy lacks it is no damage: a sync brings it there.
