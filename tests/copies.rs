@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "copies/prune.rs"]
+mod prune;
 mod support;
 
 use std::sync::{Arc, Mutex};
@@ -11,7 +13,7 @@ use bytes::Bytes;
 use pgark::copies::{CopyOptions, SyncOptions, copy, repair, sync};
 use pgark::crypt::{Age, IdentityFile};
 use pgark::repository::{BackupId, Catalog, ClusterName, Marks, Verb, rotate_key};
-use pgark::verify::{VerifyOptions, verify};
+use pgark::verify::{VerifyOptions, unusable_copies, verify};
 use pgark::{
     Backup, CancellationToken, Encryptor, Error, ErrorKind, Got, MemoryTransport, Meta, Page,
     PipelineOptions, Remote, Replicas, Repository, Restore, Result, Store, Summary, Transport, codec,
@@ -340,6 +342,60 @@ async fn damage_is_repaired_from_another_copy() {
     assert!(places.mortals[1].memory.keys().contains(both));
     let again = repair(&places.repository().await, &main_cluster(), &damaged, None).await.unwrap();
     assert!(again.repaired.is_empty(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_is_written_again_where_the_place_is_a_copy() {
+    let places = Places::new(3);
+    let repository = places.repository().await;
+    let id = back_up(&repository, "zstd:1", None).await.unwrap().backup.id;
+    let cluster = main_cluster();
+    let of = |at: usize| [(format!("copy {at}"), "pgark.json".to_owned())];
+    let marker = |places: &Places, at: usize| {
+        let memory = places.mortals[at].memory.clone();
+        async move { memory.get("pgark.json", 0, None).await.is_ok() }
+    };
+    // Of one copy or two of three.
+    for (missing, which) in [(false, &[1][..]), (true, &[2]), (false, &[0, 2])] {
+        for at in which {
+            places.tamper(*at, "pgark.json", missing);
+        }
+        let repository = Repository::open(places.all()).await.unwrap();
+        assert_eq!(repository.copies().await.unwrap().len(), 3 - which.len());
+        let (found, away) = unusable_copies(&repository).await.unwrap();
+        assert_eq!((found.len(), found[0].missing, away.len()), (which.len(), missing, 0), "{found:?}");
+        let damaged: Vec<_> = which.iter().flat_map(|at| of(*at)).collect();
+        let repairs = repair(&repository, &cluster, &damaged, None).await.unwrap();
+        assert_eq!((repairs.repaired.len(), repairs.problems.len()), (which.len(), 0), "{repairs:?}");
+        for at in which {
+            assert_eq!(places.alone(*at).await.id(), repository.id());
+            assert_eq!(places.listed(*at).await, std::slice::from_ref(&id));
+        }
+        // What is whole is left alone.
+        let again = repair(&repository, &cluster, &damaged, None).await.unwrap();
+        assert_eq!((again.repaired.len(), again.problems.len()), (0, which.len()), "{again:?}");
+    }
+    // Another repository may have the same backups, as they are, and their WAL.
+    let other = Places { mortals: vec![places.mortals[0].clone(), Mortal::default()], min: None };
+    let target = Repository::init(other.store(1)).await.unwrap().0;
+    let wanted = std::slice::from_ref(&id);
+    copy(&repository, &target, &cluster, wanted, &CopyOptions::default(), &CancellationToken::new())
+        .await
+        .unwrap();
+    assert_eq!(other.objects(0, &id), other.objects(1, &id));
+    for missing in [false, true] {
+        other.tamper(1, "pgark.json", missing);
+        let both = Repository::open(other.all()).await.unwrap();
+        let repairs = repair(&both, &cluster, &of(1), None).await.unwrap();
+        assert!(repairs.problems[0].why.contains("nothing in the place"), "{repairs:?}");
+        assert_eq!((repairs.repaired.len(), marker(&other, 1).await), (0, !missing));
+    }
+    // An empty place may be one that is not mounted.
+    let empty = Places { mortals: vec![places.mortals[0].clone(), Mortal::default()], min: None };
+    let both = Repository::open(empty.all()).await.unwrap();
+    let repairs = repair(&both, &cluster, &of(1), None).await.unwrap();
+    assert!(repairs.problems[0].why.contains("nothing in the place"), "{repairs:?}");
+    assert_eq!(empty.mortals[1].memory.keys(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

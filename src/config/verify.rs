@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use backup_core::copies::{Repairs, repair};
 use backup_core::physical::span;
-use backup_core::repository::{BackupId, BackupRecord, BackupSummary, Catalog, ClusterName, Marks};
+use backup_core::repository::{BackupId, BackupRecord, BackupSummary, Catalog, ClusterName, Marks, layout};
 use backup_core::verify::{
     Finding, Report, Sample, VerifyOptions, mark, unopened, unusable_copies, verify, verify_audit_log,
     verify_cluster,
@@ -155,10 +155,11 @@ impl Verified {
         })
     }
 
-    /// The objects to be replaced, by copy and key.
+    /// The objects to be replaced, by copy and key. Markers were before.
     fn to_repair(&self) -> Vec<(String, String)> {
         let named = |wrong: Wrong<'_>| Some((wrong.copy?, wrong.key?.to_owned()));
         let mut all: Vec<(String, String)> = self.wrong().into_iter().filter_map(named).collect();
+        all.retain(|(_, key)| key != layout::REPOSITORY);
         all.sort();
         all.dedup();
         all
@@ -194,14 +195,10 @@ impl Settings {
         cancel: &CancellationToken,
     ) -> Result<Verified> {
         let begun = Instant::now();
-        let repository = self.open_repository().await?;
+        let (repository, damaged_copies, repairs) =
+            self.open_to_verify(cluster, wanted, observer.as_ref()).await?;
         let catalog = Catalog::load(&repository, cluster).await?;
         let places = repository.copies().await?;
-        let (damaged_copies, away) = unusable_copies(&repository).await?;
-        for (away, observer) in away.iter().zip(observer.iter().cycle()) {
-            let message = format!("{away}: nothing of it was verified");
-            observer.event(&Event::Warning { message });
-        }
         let chosen = choose(&repository, &catalog, wanted).await?;
         let mut resuming = Resuming::begin(self, &repository, cluster, wanted);
         let mut verified = Verified {
@@ -220,7 +217,7 @@ impl Settings {
             needed_wal: None,
             wal: None,
             others: None,
-            repairs: None,
+            repairs,
         };
         let mut options = VerifyOptions::default();
         options.stored_only = wanted.stored;
@@ -271,11 +268,42 @@ impl Settings {
         if wanted.repair {
             let damaged = verified.to_repair();
             let opener = self.reader()?.map(|age| Arc::new(age) as Arc<dyn Encryptor>);
-            verified.repairs = Some(repair(&repository, cluster, &damaged, opener.as_ref()).await?);
+            let done = repair(&repository, cluster, &damaged, opener.as_ref()).await?;
+            let repairs = verified.repairs.get_or_insert_default();
+            repairs.repaired.extend(done.repaired);
+            repairs.problems.extend(done.problems);
             verified.count();
         }
         verified.seconds = begun.elapsed().as_secs_f64();
         Ok(verified)
+    }
+
+    /// Opens the repository, and tells of copies that cannot be used. Those of which the marker is damaged are findings of
+    /// `all`; where they are repaired they are verified like the others.
+    async fn open_to_verify(
+        &self,
+        cluster: &ClusterName,
+        wanted: &VerifyWanted,
+        observer: Option<&Arc<dyn Observer>>,
+    ) -> Result<(Repository, Vec<Finding>, Option<Repairs>)> {
+        let mut repository = self.open_repository().await?;
+        let (damaged, mut unusable) = unusable_copies(&repository).await?;
+        let mut repairs = None;
+        if !wanted.all {
+            let words = |found: &Finding| {
+                let copy = found.copy.as_deref().unwrap_or_default();
+                format!("{copy}: its {} is damaged or missing, verify --all tells more", found.what)
+            };
+            unusable.extend(damaged.iter().map(words));
+        } else if wanted.repair && !damaged.is_empty() {
+            repairs = Some(repair(&repository, cluster, &named(&damaged), None).await?);
+            repository = self.open_repository().await?;
+        }
+        for (copy, observer) in unusable.iter().zip(observer.iter().cycle()) {
+            let message = format!("{copy}: nothing of it was verified");
+            observer.event(&Event::Warning { message });
+        }
+        Ok((repository, damaged, repairs))
     }
 
     /// Verifies a backup where it is, in each copy that has it. That a copy lacks it is no damage: a sync brings it there.
@@ -367,6 +395,11 @@ impl Settings {
         note_mark(repository, &record, &report, options.observer.as_ref()).await;
         Ok(report)
     }
+}
+
+/// By copy and key.
+fn named(findings: &[Finding]) -> Vec<(String, String)> {
+    findings.iter().filter_map(|found| Some((found.copy.clone()?, found.key.clone()?))).collect()
 }
 
 /// Marks a backup as good or damaged. Credentials that only read are no reason to fail.

@@ -136,7 +136,20 @@ async fn a_database_comes_back_from_each_copy() {
     assert_eq!(away.status.code(), Some(47), "{}", said(&away));
     assert!(said(&away).contains("b does not answer"), "{}", said(&away));
     let id = second["backup"]["id"].as_str().unwrap();
+    let has = |id: &str| -> Vec<Option<bool>> {
+        let shown = json(&["show", id]);
+        assert_eq!(shown["backup"]["id"], id, "{shown}");
+        let copies = shown["copies"].as_array().unwrap();
+        assert!(copies[1]["place"].as_str().unwrap().ends_with('b'), "{shown}");
+        copies.iter().map(|copy| copy["has"].as_bool()).collect()
+    };
+    assert_eq!(has(id), [Some(true), None]);
     bring_back(&pgark, "b");
+    assert_eq!(has(id), [Some(true), Some(false)]);
+    assert_eq!(has(first["backup"]["id"].as_str().unwrap()), [Some(true), Some(true)]);
+    let shown = said(&pgark.run(&["--config", &config, "show", id]));
+    assert!(shown.contains("a: has it") && shown.contains("b: LACKS IT"), "{shown}");
+    assert!(pgark.json(&["show", "--repo", &pgark.place("a"), id])["copies"].is_null());
     let listed = json(&["list"]);
     assert_eq!(listed["backups"].as_array().unwrap().len(), 2, "{listed}");
     assert_eq!(listed["not_everywhere"][id].as_array().unwrap().len(), 1, "{listed}");
@@ -147,6 +160,7 @@ async fn a_database_comes_back_from_each_copy() {
     let report = json(&["sync"]);
     assert_eq!(report["sync"]["copies"][1]["backups"], serde_json::json!([id]), "{report}");
     assert_eq!(json(&["list"])["not_everywhere"], serde_json::json!({}));
+    assert_eq!(has(id), [Some(true), Some(true)]);
 
     // Damage in one copy is found there, read around, and repaired.
     let part = pgark.files("a").into_iter().find(|f| f.contains(id) && f.contains("/parts/")).unwrap();
@@ -288,13 +302,146 @@ async fn all_that_copies_share_is_repaired() {
     assert!(!pgark.path(&format!("a/{index}")).exists(), "an index is written anew");
     ok(&["verify", "--all"]);
     ok(&["list"]);
-    // Nobody but a person can tell of which repository a place without its marker is.
-    std::fs::write(pgark.path("b/pgark.json"), b"{").unwrap();
-    let found = run(&["verify", "--all", "--repair"]);
-    assert_eq!(found.status.code(), Some(50), "{}", said(&found));
-    for word in ["pgark.json in", "NOT REPAIRED"] {
-        assert!(said(&found).contains(word), "{word}: {}", said(&found));
+    marker_is_repaired(&pgark, &config);
+}
+
+/// Without its marker a place is nothing; what else is in it says whether it is a copy.
+fn marker_is_repaired(pgark: &Pgark, config: &str) {
+    let run = |args: &[&str]| pgark.run(&[&["--config", config], args].concat());
+    let marker = pgark.path("b/pgark.json");
+    let id = |place: &str| -> serde_json::Value {
+        let text = std::fs::read(pgark.path(&format!("{place}/pgark.json"))).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["id"].take()
+    };
+    let piece = pgark.files("b").into_iter().find(|name| name.contains("/parts/")).unwrap();
+    let piece = pgark.path(&format!("b/{piece}"));
+    let whole = std::fs::read(&piece).unwrap();
+    for bytes in [Some(&b"{"[..]), Some(b""), None] {
+        match bytes {
+            Some(bytes) => std::fs::write(&marker, bytes).unwrap(),
+            None => std::fs::remove_file(&marker).unwrap(),
+        }
+        // What is damaged behind it is found in the same run.
+        std::fs::write(&piece, &whole[1..]).unwrap();
+        let one = run(&["verify"]);
+        assert!(said(&one).contains("pgark.json") && said(&one).contains("nothing of it"), "{}", said(&one));
+        let found = run(&["verify", "--all"]);
+        assert_eq!(found.status.code(), Some(50), "{}", said(&found));
+        assert!(said(&found).contains("pgark.json in"), "{}", said(&found));
+        let repaired = run(&["verify", "--all", "--repair"]);
+        assert!(repaired.status.success(), "{}", said(&repaired));
+        assert!(said(&repaired).contains("repaired: pgark.json in"), "{}", said(&repaired));
+        assert_eq!((id("b"), std::fs::read(&piece).unwrap() == whole), (id("a"), true));
+        let again = run(&["verify", "--all"]);
+        assert!(again.status.success(), "{}", said(&again));
     }
+    // An empty place may be one whose file system is not mounted.
+    take_away(pgark, "b");
+    std::fs::create_dir(pgark.path("b")).unwrap();
+    let verified = run(&["verify", "--all", "--repair"]);
+    assert!(verified.status.success(), "{}", said(&verified));
+    assert!(said(&verified).contains("nothing of it was verified"), "{}", said(&verified));
+    assert_eq!(pgark.files("b"), Vec::<String>::new());
+    // What has nothing of this repository is none of its copies.
+    for name in ["pgark.json", "clusters/main/identity/01ARZ3NDEKTSV4RRFFQ69G5FAV.json"] {
+        pgark.write(&format!("b/{name}"), "{");
+    }
+    let verified = run(&["verify", "--all", "--repair"]);
+    assert_eq!(verified.status.code(), Some(50), "{}", said(&verified));
+    assert!(said(&verified).contains("NOT REPAIRED: pgark.json in"), "{}", said(&verified));
+    assert_eq!(std::fs::read(&marker).unwrap(), b"{");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_is_copied_for_other_readers_is_the_same() {
+    let server = server();
+    let pgark = Pgark::new();
+    let (a, c) = (pgark.place("a"), pgark.place("c"));
+    let (old, recipient) = pgark.key("key.txt");
+    let (new, other) = pgark.key("other.txt");
+    let config = pgark.write(
+        "pgark.toml",
+        &format!("[repository]\nurl = \"a\"\n[encryption]\nrecipients = [\"{recipient}\"]\n"),
+    );
+    let db = server.url("postgres");
+    let made = pgark.json(&["--config", &config, "backup", "--physical", "--db", &db]);
+    let id = made["backup"]["id"].as_str().unwrap();
+    let push = |path: &std::path::Path| {
+        pgark.text(&["--config", &config, "wal", "push", &path.display().to_string(), "--ahead", "0"]);
+    };
+    // That of the backup, which has ended it, and those behind it.
+    let start = made["backup"]["source"]["start_lsn"].as_str().unwrap();
+    let mut names = vec![
+        sql(&server, "postgres", &format!("SELECT pg_walfile_name('{start}')")).await[0][0].clone().unwrap(),
+    ];
+    for _ in 0..2 {
+        names.push(full_segment(&server).await);
+    }
+    for name in &names {
+        push(&server.data().join("pg_wal").join(name));
+    }
+    let history = "00000002.history";
+    let pg_wal = server.data().join("pg_wal");
+    std::fs::write(pg_wal.join(history), "1\t0/1000002\tno reason\n").unwrap();
+    push(&pg_wal.join(history));
+    let written = |name: &str| std::fs::read(pg_wal.join(name)).unwrap();
+    let fetch = |name: &str, repo: &str, identity: &str| {
+        let to = pgark.place("RECOVERYXLOG");
+        let args = ["wal", "fetch", name, &to, "--ahead", "0", "--repo", repo, "--identity", identity];
+        let output = pgark.run(&args);
+        let read = std::fs::read(&to).ok();
+        let _ = std::fs::remove_file(&to);
+        (output.status.code(), read, said(&output))
+    };
+    let copy = [
+        "copy",
+        id,
+        "--repo",
+        &a,
+        "--identity",
+        &old,
+        "--to",
+        &c,
+        "--wal",
+        "--re-encrypt",
+        "--recipient",
+        &other,
+    ];
+    let copied = pgark.json(&copy);
+    let objects = copied["copied"]["wal_objects"].as_u64().unwrap();
+    assert!(objects >= names.len() as u64 && copied["copied"]["sealed_anew"] == true, "{copied}");
+    for name in &names {
+        for (repo, right, wrong) in [(&a, &old, &new), (&c, &new, &old)] {
+            let (code, bytes, said) = fetch(name, repo, right);
+            assert!(code == Some(0) && bytes.as_ref() == Some(&written(name)), "{name} in {repo}: {said}");
+            let (code, bytes, said) = fetch(name, repo, wrong);
+            assert!(code == Some(126) && bytes.is_none(), "{name} in {repo} with the other key: {said}");
+        }
+    }
+    // Nothing is secret in a history, and it is the same for all.
+    assert_eq!(fetch(history, &c, &new).1, Some(written(history)));
+    // No key of the one opens anything of the other, and no sealed bytes are in both.
+    let of_wal = |place: &str| -> Vec<String> {
+        pgark
+            .files(place)
+            .into_iter()
+            .filter(|file| file.contains("/wal/") && file.contains(".age"))
+            .collect()
+    };
+    let (sealed, anew) = (of_wal("a"), of_wal("c"));
+    assert!(
+        anew.len() > names.len() && anew.iter().all(|file| !sealed.contains(file)),
+        "{sealed:?} {anew:?}"
+    );
+    let read = |place: &str, files: &[String]| -> Vec<Vec<u8>> {
+        files.iter().map(|file| std::fs::read(pgark.path(&format!("{place}/{file}"))).unwrap()).collect()
+    };
+    let (sealed, anew) = (read("a", &sealed), read("c", &anew));
+    assert!(anew.iter().all(|bytes| !sealed.contains(bytes)));
+    assert_eq!(pgark.json(&["wal", "verify", "--repo", &c, "--identity", &new])["good"], true);
+    pgark.fails(&["wal", "verify", "--repo", &c, "--identity", &old], ErrorKind::WrongKey);
+    let again = pgark.json(&copy);
+    assert_eq!(again["copied"]["wal_objects"], 0, "{again}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

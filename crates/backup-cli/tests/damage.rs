@@ -200,6 +200,73 @@ async fn every_object_of_a_backup() {
     host.json(&["restore", ids[3], "--target-dir", &host.place("target")]);
 }
 
+/// What a host keeps of its backups for the next increment.
+fn kept(host: &Pgark, name: &str) -> PathBuf {
+    let of_it = |path: &String| path.ends_with(&format!("/maps/{name}"));
+    let files = host.files("state");
+    host.path("state")
+        .join(files.iter().find(|path| of_it(path)).unwrap_or_else(|| panic!("{name}: {files:?}")))
+}
+
+/// Block maps are no objects of the repository: neither a verification nor a restore misses them. An increment is made with
+/// a map that is whole, or is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_block_map_of_the_host() {
+    let mut dice = Dice::new();
+    let host = Pgark::new().with("PGARK_REPO", "repo");
+    let server = server_with(&TempServerOptions::default());
+    let url = server.url("postgres");
+    sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 20000) n").await;
+    let back_up = |how: &str| host.json(&["backup", "--db", &url, how])["backup"].take();
+    let id_of = |made: &Value| made["id"].as_str().unwrap().to_owned();
+    let restores = |id: &str| {
+        // It compares every file with the server's manifest.
+        host.json(&["restore", id, "--target-dir", &host.place("target")]);
+        std::fs::remove_dir_all(host.path("target")).unwrap();
+    };
+    let (mut older, mut newest) = (id_of(&back_up("--physical")), id_of(&back_up("--physical")));
+    for harm in HARMS {
+        // A few blocks in the middle, and some at the end.
+        sql(&server, "postgres", "UPDATE t SET n = n + 1 WHERE n % 5000 = 7; INSERT INTO t VALUES (1)").await;
+        let made = {
+            let _mended = Harmed::new(&kept(&host, &newest), &kept(&host, &older), harm, &mut dice);
+            if harm == Harm::Lost {
+                assert_eq!(host.json(&["verify", &newest])["good"], true);
+                restores(&newest);
+            }
+            back_up("--incremental")
+        };
+        let messages = made["messages"].to_string();
+        if harm == Harm::Lost {
+            // The host has that of an older backup.
+            assert_eq!(made["parent"], older.as_str(), "{made}");
+            restores(&id_of(&made));
+        } else {
+            assert!(made["parent"].is_null(), "{harm:?}: {made}");
+            let why = format!("the block map of backup {newest} cannot be used");
+            assert!(messages.contains(&why), "{harm:?}: {messages}");
+        }
+        (older, newest) = (newest, id_of(&made));
+    }
+    // The secret that the digests are keyed with: with another one no map fits.
+    for harm in [Harm::Bit, Harm::Cut, Harm::Empty, Harm::Lost] {
+        let key = kept(&host, "key");
+        let _mended = Harmed::new(&key, &key, harm, &mut dice);
+        let checked = said(&host.run(&["check", "--db", &url, "--physical"]));
+        assert!(checked.contains("no block map of any backup"), "{harm:?}: {checked}");
+        let made = back_up("--incremental");
+        assert!(made["parent"].is_null(), "{harm:?}: {made}");
+        assert!(made["messages"].to_string().contains("no block map of any backup"), "{harm:?}: {made}");
+        if harm == Harm::Bit {
+            // It has a map of the key that is there now.
+            let next = back_up("--incremental");
+            assert_eq!(next["parent"], made["id"], "{next}");
+            restores(&id_of(&next));
+        }
+    }
+    assert_eq!(host.json(&["verify", "--all", "--stored"])["good"], true);
+}
+
 /// The objects of all segments, in order.
 fn pieces(host: &Host) -> Vec<PathBuf> {
     let is_piece =

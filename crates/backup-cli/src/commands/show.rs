@@ -2,7 +2,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use pgark::logical::{DatabaseContents, Describe, KIND, LogicalContents};
-use pgark::repository::BackupRecord;
+use pgark::repository::{BackupPlace, BackupRecord};
 use pgark::{CancellationToken, Error, ErrorKind, Repository, Restore, Result};
 use serde_json::{Map, Value, json};
 
@@ -24,17 +24,23 @@ pub(super) async fn run(cli: &Cli, args: &ShowArgs, cancel: &CancellationToken) 
                 format!("{} is a {} backup, which has no tables to be listed", record.id, record.kind);
             return Err(Error::new(ErrorKind::Unsupported, message).with_hint("leave --contents out"));
         }
-        Some(builder(repository, record.clone())?.build()?.run(cancel).await?.target)
+        Some(builder(repository.clone(), record.clone())?.build()?.run(cancel).await?.target)
     } else {
         None
     };
+    let places = catalog.places_of(&repository, &record.id);
     if cli.json {
-        return render::print_json(&match contents {
-            Some(contents) => json!({"backup": record, "contents": as_json(&contents)?}),
-            None => json!({"backup": record}),
-        });
+        let mut shown = json!({"backup": record});
+        if let Some(contents) = contents {
+            shown["contents"] = as_json(&contents)?;
+        }
+        if let Some(places) = places {
+            shown["copies"] = json!(places);
+        }
+        return render::print_json(&shown);
     }
     let mut text = render::summary(&record);
+    places.iter().flatten().for_each(|place| of_place(place, &mut text));
     match contents {
         Some(contents) => text.push_str(&as_text(&contents)?),
         None => {
@@ -45,6 +51,15 @@ pub(super) async fn run(cli: &Cli, args: &ShowArgs, cancel: &CancellationToken) 
         }
     }
     render::print(&text)
+}
+
+fn of_place(place: &BackupPlace, text: &mut String) {
+    let state = match place.has {
+        Some(true) => "has it",
+        Some(false) => "LACKS IT (pgark sync brings it)",
+        None => "does not answer",
+    };
+    let _ = writeln!(text, "{:<12} {}: {state}", "copy", render::shown(&place.place));
 }
 
 /// The databases, or the one archive.

@@ -6,6 +6,7 @@
 
 mod announce;
 mod copy;
+mod marker;
 mod repair;
 mod reseal;
 mod sync;

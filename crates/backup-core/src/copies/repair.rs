@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::Problem;
 use super::transfer::{Check, compare, transfer};
+use super::{Problem, marker};
 use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{BackupId, Catalog, ClusterName, Marks, Repository, layout, open_key};
@@ -39,8 +39,9 @@ pub struct Repairs {
 
 /// Replaces objects that were found damaged or missing in a copy, of backups, of WAL and beside them: `damaged` names the
 /// copy's place and the object's key. Nothing is overwritten: where another copy has the object whole, the damaged one is
-/// deleted and created anew. An index is a cache of its copy, and is written anew. A store that lets nothing be deleted is
-/// a problem in the answer.
+/// deleted and created anew. An index is a cache of its copy, and is written anew. So is the marker that makes a place a
+/// repository, where other objects show that the place is a copy of this one. A store that lets nothing be deleted is a
+/// problem in the answer.
 ///
 /// Nothing says which bytes a sealed key has, but that it opens: with `opener` one that does not is replaced by one that
 /// does.
@@ -95,11 +96,7 @@ impl Repairing<'_> {
             return Err(Error::new(ErrorKind::Usage, format!("{copy} is no copy of the repository")));
         };
         if key == layout::REPOSITORY {
-            let message = "it says of which repository the place is, and only a person can tell that it is a copy of this one";
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{message}: put there that of another copy"),
-            ));
+            return marker::write_again(self.repository, to).await;
         }
         if key.starts_with(&format!("{}/", layout::index(self.cluster))) {
             return self.write_index(copy).await;

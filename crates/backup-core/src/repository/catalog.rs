@@ -41,6 +41,16 @@ pub struct Unfinished {
     pub id: BackupId,
 }
 
+/// One of the places of a repository that is in several, as a backup sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BackupPlace {
+    /// Which place.
+    pub place: String,
+    /// Whether it has the backup whole; nothing where it did not answer.
+    pub has: Option<bool>,
+}
+
 /// The backups of a cluster at one time.
 #[derive(Debug, Clone)]
 pub struct Catalog {
@@ -157,6 +167,17 @@ impl Catalog {
         let backups = self.backups.keys().map(|id| (id.clone(), places_of(id)));
         (!self.copies.is_empty())
             .then(|| backups.filter(|(_, places)| places.len() < self.copies.len()).collect())
+    }
+
+    /// Where a repository is in several places, which of them have a backup. It is that of which this is the catalog.
+    pub fn places_of(&self, repository: &Repository, id: &BackupId) -> Option<Vec<BackupPlace>> {
+        let has = |place: &str| {
+            let answered = self.copies.iter().find(|(copy, _)| copy.store().location() == place);
+            answered.map(|(_, catalog)| catalog.backups.contains_key(id))
+        };
+        let place = |place: &str| BackupPlace { place: place.to_owned(), has: has(place) };
+        let copies = repository.store().copies();
+        (!copies.is_empty()).then(|| copies.iter().map(|copy| place(copy.location())).collect())
     }
 
     /// Whether a run was given up.

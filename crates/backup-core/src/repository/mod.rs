@@ -21,7 +21,7 @@ mod run;
 mod small;
 mod sweep;
 
-pub use catalog::{Catalog, Unfinished};
+pub use catalog::{BackupPlace, Catalog, Unfinished};
 pub(crate) use chain::{ancestors, check_objects, lacking};
 pub(crate) use contents::{open_contents, seal_contents};
 pub use id::{BackupId, ClusterName};

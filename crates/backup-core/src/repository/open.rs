@@ -136,6 +136,32 @@ impl Repository {
         }
     }
 
+    /// Writes the marker of a place that is known to be a copy again, with what its store can do; the `damaged` one goes.
+    /// Its length.
+    pub(crate) async fn write_marker(&self, place: &Arc<dyn Store>, damaged: bool) -> Result<u64> {
+        let abilities = probe(&**place).await?;
+        let body = to_json(&Marker { abilities, tool: Tool::this(), ..self.marker.clone() })?;
+        if damaged {
+            let deleted = place.delete(&[layout::REPOSITORY.to_owned()]).await;
+            deleted
+                .into_iter()
+                .collect::<Result<()>>()
+                .map_err(|e| e.doing(format!("deleting the damaged {}", layout::REPOSITORY)))?;
+        }
+        let bytes = body.len() as u64;
+        if place.create(layout::REPOSITORY, body).await? != Created::Other {
+            return Ok(bytes);
+        }
+        // Somebody was faster.
+        match Self::open(Arc::clone(place)).await? {
+            there if there.id() == self.id() => Ok(0),
+            there => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("the place has become another repository, {}", there.id()),
+            )),
+        }
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store

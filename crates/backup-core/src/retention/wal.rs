@@ -25,7 +25,8 @@ pub struct WalNeeds {
 }
 
 impl WalNeeds {
-    fn everything(why: impl Into<String>) -> Self {
+    /// All of it is needed.
+    pub(super) fn everything(why: impl Into<String>) -> Self {
         Self { from: None, apart: Vec::new(), why: why.into() }
     }
 

@@ -231,6 +231,13 @@ impl Prune {
         let running = gathered.running_physical();
         let window = self.rules.window();
         let needs = |system: u64| {
+            // Backups that only it has may need WAL that only the others have.
+            if !gathered.catalog.is_whole() {
+                return (
+                    system,
+                    WalNeeds::everything("a copy of the repository did not answer, and may need it"),
+                );
+            }
             let current = gathered.system.is_none_or(|current| current == system);
             let of = WalNeeds::of(system, &kept, &gathered.backups, &running, window.as_ref(), current, now);
             (system, of)
