@@ -440,8 +440,17 @@ async fn wal_that_is_copied_for_other_readers_is_the_same() {
     assert!(anew.iter().all(|bytes| !sealed.contains(bytes)));
     assert_eq!(pgark.json(&["wal", "verify", "--repo", &c, "--identity", &new])["good"], true);
     pgark.fails(&["wal", "verify", "--repo", &c, "--identity", &old], ErrorKind::WrongKey);
+    let before = of_wal("c");
     let again = pgark.json(&copy);
     assert_eq!(again["copied"]["wal_objects"], 0, "{again}");
+    assert_eq!(of_wal("c"), before, "no key was made for nothing");
+
+    // What a place has as the old readers read it is not taken for what the new ones are promised.
+    let d = pgark.place("d");
+    pgark.json(&["copy", id, "--repo", &a, "--to", &d, "--wal"]);
+    std::fs::remove_dir_all(pgark.path("d/clusters/main/backups")).unwrap();
+    let to_d: Vec<&str> = copy.iter().map(|arg| if *arg == c { &d } else { *arg }).collect();
+    pgark.fails(&to_d, ErrorKind::Conflict).says("old readers").says("another place");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -367,7 +367,7 @@ impl Copying<'_> {
             self.observer.event(&Event::Step { what: format!("copying WAL of {}", self.cluster) });
             let archive = Archive::of(self.from, self.cluster, system, self.options.opener.clone());
             let anew = self.options.readers.as_ref();
-            let copy = WalCopy::new(archive, self.to, self.cluster, anew, self.jobs).await?;
+            let copy = WalCopy::new(archive, self.to, self.cluster, anew, self.jobs);
             if self.options.wal {
                 let start = spans.iter().map(|span| span.wal.start).min().unwrap_or(Lsn(0));
                 written.plus(copy.from(start).await?);

@@ -26,11 +26,11 @@ const READS: usize = 16;
 
 /// `index/<ulid>.json.zst`
 #[derive(Serialize, Deserialize)]
-struct Index {
+struct Index<Backup = BackupSummary, Id = BackupId> {
     format: u32,
     horizon: String,
-    backups: Vec<BackupSummary>,
-    abandoned: Vec<BackupId>,
+    backups: Vec<Backup>,
+    abandoned: Vec<Id>,
 }
 
 /// A run without a record: at work, or dead.
@@ -392,8 +392,8 @@ impl Catalog {
         let index = Index {
             format: FORMAT,
             horizon,
-            backups: self.backups.values().cloned().collect(),
-            abandoned: self.abandoned.iter().cloned().collect(),
+            backups: self.backups.values().collect::<Vec<_>>(),
+            abandoned: self.abandoned.iter().collect::<Vec<_>>(),
         };
         let json = to_json(&index)?;
         let body = zstd::bulk::compress(&json, 3).map_err(|e| Error::io("compressing the index", e))?;

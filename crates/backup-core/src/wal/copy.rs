@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::archive::{Archive, key_name};
 use super::key::WalKey;
@@ -14,7 +14,7 @@ use super::read::Sink;
 use super::seal::{Sealed, Sealer};
 use crate::copies::transfer::{Check, transfer};
 use crate::encryptor::Encryptor;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Lsn;
 use crate::repository::{ClusterName, Repository, layout};
 use crate::store::{Entry, list_deep, list_sorted};
@@ -45,7 +45,9 @@ pub(crate) struct WalCopy {
     to_repository: Repository,
     cluster: ClusterName,
     /// Seals it anew.
-    key: Option<WalKey>,
+    anew: Option<Arc<dyn Encryptor>>,
+    /// With this key, which is made when there is something to be sealed.
+    key: OnceCell<WalKey>,
     jobs: usize,
     keys_there: Mutex<BTreeSet<String>>,
 }
@@ -67,26 +69,23 @@ impl Sink for Anew {
 
 impl WalCopy {
     /// With `anew` pieces are opened by `from`, and sealed with a new key for its readers.
-    pub(crate) async fn new(
+    pub(crate) fn new(
         from: Archive,
         to: &Repository,
         cluster: &ClusterName,
         anew: Option<&Arc<dyn Encryptor>>,
         jobs: usize,
-    ) -> Result<Self> {
-        let key = match anew {
-            Some(encryptor) => Some(super::key::make(to, cluster, encryptor).await?),
-            None => None,
-        };
-        Ok(Self {
+    ) -> Self {
+        Self {
             to: Archive::of(to, cluster, from.system(), None),
             from,
             to_repository: to.clone(),
             cluster: cluster.clone(),
-            key,
+            anew: anew.cloned(),
+            key: OnceCell::new(),
             jobs: jobs.max(1),
             keys_there: Mutex::default(),
-        })
+        }
     }
 
     /// Copies segments.
@@ -142,8 +141,9 @@ impl WalCopy {
         of: impl Fn(Option<WalName>) -> bool,
     ) -> Result<Written> {
         let mut written = Written::default();
-        let there = list_deep(self.to.store(), folder).await?;
-        let there: HashSet<Same> = there.iter().filter_map(|meta| Same::of(&meta.key)).collect();
+        let objects = list_deep(self.to.store(), folder).await?;
+        let there: HashSet<Same> = objects.iter().filter_map(|meta| Same::of(&meta.key)).collect();
+        let as_it_is: HashSet<String> = objects.into_iter().map(|meta| meta.key).collect();
         let mut pieces = Vec::new();
         for meta in list_deep(self.from.store(), folder).await? {
             let (file, name) = split(&meta.key);
@@ -162,7 +162,19 @@ impl WalCopy {
                 }
                 _ => false,
             };
-            if !is_before && Same::of(&meta.key).is_some_and(|same| !there.contains(&same)) {
+            if is_before {
+                continue;
+            }
+            if self.anew.is_some() && as_it_is.contains(&meta.key) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("{} has WAL of {} as its old readers read it", self.to.store().location(), self.cluster),
+                )
+                .with_hint(
+                    "it was copied without --re-encrypt before: copy to another place, or remove clusters/NAME/wal there first",
+                ));
+            }
+            if Same::of(&meta.key).is_some_and(|same| !there.contains(&same)) {
                 pieces.push((meta.key, piece));
             }
         }
@@ -176,7 +188,7 @@ impl WalCopy {
     }
 
     async fn piece(&self, at: &str, piece: &Piece) -> Result<Written> {
-        let Some(key) = &self.key else {
+        let Some(encryptor) = &self.anew else {
             let mut written = Written::default();
             if let Some((id, method)) = &piece.key {
                 written.plus(self.bring_key(&format!("{id}.{method}")).await?);
@@ -185,6 +197,8 @@ impl WalCopy {
             written.add(transfer(&self.from.sources(), self.to.store(), at, &check).await?);
             return Ok(written);
         };
+        let make = || super::key::make(&self.to_repository, &self.cluster, encryptor);
+        let key = self.key.get_or_try_init(make).await?;
         let anew = Anew(Sealer::new(super::destination::LEVEL, Some(key))?);
         let sealed = self.from.read_piece(piece, at, anew).await?;
         let new = Piece {

@@ -45,7 +45,7 @@ impl Prune {
         }
         let act = || Act::new("prune").backups(plan.removed());
         audit::note_if_possible(&self.repository, &self.cluster, act(), Outcome::Begun).await;
-        let done = self.carry_out(&first, &plan, now, cancel).await;
+        let done = self.carry_out(first, &plan, now, cancel).await;
         let mut noted = Act::new("prune");
         if let Ok(done) = &done {
             noted = noted.backups(&done.removed).detail("wal_objects", done.wal_objects);
@@ -56,20 +56,22 @@ impl Prune {
 
     async fn carry_out(
         &self,
-        first: &Gathered,
+        first: Gathered,
         plan: &PrunePlan,
         now: Timestamp,
         cancel: &CancellationToken,
     ) -> Result<Pruned> {
         let mut done = Pruned::default();
-        self.take_back(first, plan, &mut done).await?;
+        self.take_back(&first, plan, &mut done).await?;
         let going: BTreeSet<BackupId> = plan.removed().cloned().collect();
         if !going.is_empty() {
             self.step("marking what goes");
             self.mark(plan.backups.iter().filter(|b| !b.keep && !b.marked).map(|b| &b.id), Verb::Remove)
                 .await?;
-            self.wait_after_marks(first, plan, now, cancel).await?;
+            self.wait_after_marks(&first, plan, now, cancel).await?;
         }
+        // Thousands of backups take their memory: one look at them at a time.
+        drop(first);
         self.step("looking again");
         let second = Gathered::load(&self.repository, &self.cluster).await?;
         // Whatever was to stay, and whatever came since, stays for this time.
@@ -91,6 +93,7 @@ impl Prune {
         if plan.remove.wal_segments + plan.remove.wal_others > 0 {
             self.delete_wal(&second, &decisions, now, cancel, &mut done).await?;
         }
+        drop(second);
         self.step("tidying");
         let mut after = Catalog::load_whole(&self.repository, &self.cluster).await?;
         forget_removed(&self.repository, &mut after).await?;
