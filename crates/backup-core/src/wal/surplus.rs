@@ -76,9 +76,13 @@ impl Sieve {
     /// Something stays that is sealed with the keys that its name has.
     fn stays(&mut self, key: &str) {
         let name = key.rsplit('/').next().unwrap_or_default();
-        for word in name.split(['-', '.']).filter(|word| word.len() == ulid::ULID_LEN) {
-            if !self.keys.contains(word) {
-                self.keys.insert(word.to_owned());
+        let words = name.as_bytes().split(|byte| matches!(byte, b'-' | b'.'));
+        let ids = words
+            .filter(|word| word.len() == ulid::ULID_LEN)
+            .filter_map(|word| std::str::from_utf8(word).ok());
+        for id in ids {
+            if !self.keys.contains(id) {
+                self.keys.insert(id.to_owned());
             }
         }
     }
