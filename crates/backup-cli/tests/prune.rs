@@ -143,7 +143,20 @@ async fn a_killed_prune_leaves_whole_backups_and_the_next_one_ends_it() {
         let place = pgark.place(&name);
         copy(&repo, &place);
         let mut child = command(&place).spawn().unwrap();
-        std::thread::sleep(dice.time(longest));
+        if round % 2 == 0 {
+            std::thread::sleep(dice.time(longest));
+        } else {
+            // Between the first mark and the end.
+            let marks = pgark.path(&format!("{name}/clusters/main/marks"));
+            let is_marked = || {
+                let mut marks = std::fs::read_dir(&marks).into_iter().flatten().flatten();
+                marks.any(|mark| mark.file_name().to_string_lossy().ends_with(".remove.json"))
+            };
+            while !is_marked() && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            std::thread::sleep(dice.time(longest / 8));
+        }
         let _ = kill_process(Pid::from_child(&child), Signal::KILL);
         let killed = !child.wait().unwrap().success();
         let list = pgark.json(&["list", "--repo", &place]);

@@ -293,7 +293,7 @@ pub fn segments(repo: &Path) -> BTreeMap<String, Vec<PathBuf>> {
     let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     let mut folders = vec![repo.join("clusters/main/wal")];
     while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(&next).unwrap().flatten() {
+        for entry in std::fs::read_dir(&next).into_iter().flatten().flatten() {
             if entry.path().is_dir() {
                 folders.push(entry.path());
                 continue;
