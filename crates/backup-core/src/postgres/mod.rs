@@ -4,6 +4,7 @@ mod client;
 mod conninfo;
 mod control;
 mod copy;
+mod empty;
 mod lsn;
 mod page;
 mod process;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use ulid::Ulid;
 
+use super::empty::empty;
 use super::temp_server::server_owner;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -114,6 +115,8 @@ impl WorkFolder {
 impl Drop for WorkFolder {
     fn drop(&mut self) {
         end_server(&self.data());
+        // What is left, and why, is found below.
+        let _ = empty(&self.path, "data");
         if let Err(error) = std::fs::remove_dir_all(&self.path)
             && self.path.exists()
         {
