@@ -96,18 +96,6 @@ impl Root {
         Ok(self.path.join(key))
     }
 
-    /// What is below a folder.
-    fn walk(self: &Arc<Self>, folder: &str, known: Option<walk::Known>) -> BoxStream<'static, Result<Meta>> {
-        let (root, folder) = (Arc::clone(self), folder.to_owned());
-        walk::stream(move |to| {
-            root.check()?;
-            root.folder(&folder)?;
-            walk::walk(&root.path, &folder, known, to)?;
-            // It may have been taken away meanwhile: the rest was not absent then.
-            root.check()
-        })
-    }
-
     fn folder(&self, key: &str) -> Result<PathBuf> {
         if key.is_empty() { Ok(self.path.clone()) } else { self.file(key) }
     }

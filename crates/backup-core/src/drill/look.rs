@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::record::Outcome;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{Cluster, ConnInfo};
+use crate::physical::{Pages, read_cluster};
+use crate::postgres::{Cluster, ConnInfo, Lsn};
 
 /// More findings are counted, and not kept.
 const KEPT: usize = 100;
@@ -75,31 +78,25 @@ pub(super) fn amcheck(cluster: &Cluster, socket: &Path, user: &str, jobs: usize)
     }
 }
 
-/// Stops the server, and has `pg_checksums` read every page. It blocks.
-pub(super) fn checksums(cluster: &Cluster) -> Result<Looked> {
+/// Stops the server, and compares every page with its checksum. It blocks.
+pub(super) fn checksums(cluster: &Cluster, threads: usize, cancel: &CancellationToken) -> Result<Looked> {
     let control = cluster.control()?;
-    if control.get("Data page checksum version").is_none_or(|version| version == "0") {
+    let number = |name: &str| {
+        let number = control.get(name).and_then(|value| value.parse().ok());
+        number.ok_or_else(|| Error::new(ErrorKind::ToolFailed, format!("pg_controldata tells no {name}")))
+    };
+    if number("Data page checksum version")? == 0 {
         return Ok(Looked::not_done("the cluster has no data checksums"));
     }
-    if !cluster.programs.has("pg_checksums") {
-        return Ok(Looked::not_done("pg_checksums is not installed beside the server"));
-    }
-    cluster.stop("fast").map_err(|e| e.doing("stopping the throwaway server"))?;
-    let data = cluster.data.display().to_string();
-    let ended = cluster.programs.ended("pg_checksums", &["--check", "-D", &data])?;
-    let number = |name: &str| {
-        let line = ended.said.lines().find_map(|line| line.trim().strip_prefix(name));
-        line.and_then(|n| n.trim_start_matches(':').trim().parse::<u64>().ok()).unwrap_or(0)
+    let pages = Pages {
+        bytes: number("Database block size")?,
+        segment: number("Blocks per segment of large relation")?,
+        // All of them, whenever they were written.
+        start: Lsn(u64::MAX),
     };
-    let note = format!("{} blocks", number("Blocks scanned"));
-    match ended.code {
-        Some(0) => Ok(Looked::of(note, Vec::new())),
-        _ if number("Bad checksums") > 0 || ended.said.contains("checksum verification failed") => {
-            let lines = ended.said.lines().filter(|line| line.contains("checksum verification failed"));
-            Ok(Looked::of(note, lines.map(str::to_owned).collect()))
-        }
-        _ => Err(Error::new(ErrorKind::ToolFailed, "pg_checksums failed").caused_by(last_words(&ended.said))),
-    }
+    cluster.stop("fast").map_err(|e| e.doing("stopping the throwaway server"))?;
+    let read = read_cluster(&cluster.data, pages, threads, cancel)?;
+    Ok(Looked::of(format!("{} pages", read.pages), read.found))
 }
 
 /// A statement of the user's that says whether the data are as they should be.

@@ -29,7 +29,7 @@ pub enum Step {
     Compare,
     /// The user's own SQL was run.
     Checks,
-    /// `pg_checksums` read every page.
+    /// Every page was compared with its checksum.
     Checksums,
 }
 

@@ -247,8 +247,9 @@ impl<'a> Run<'a> {
         let work = blocking_until(cancel, move || look::amcheck(&own, &socket, &user, jobs));
         self.step(Step::Amcheck, cancel, work).await?;
         if self.record.kind == physical::KIND {
-            self.step(Step::Checksums, cancel, blocking_until(cancel, move || look::checksums(&cluster)))
-                .await?;
+            let until = cancel.clone();
+            let work = blocking_until(cancel, move || look::checksums(&cluster, jobs, &until));
+            self.step(Step::Checksums, cancel, work).await?;
         }
         Ok(())
     }

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::check::Pages;
 use super::configuration::CONFIG;
-use super::dump::block_bytes;
 use super::files::Counts;
 use super::journal::Mark;
 use super::overlay::apply_list;
+use super::pages::Pages;
 use super::place::Place;
 use super::unpack::unpack;
 use super::{INCREMENTAL, LIST, MANIFEST, WAL, check};
@@ -90,7 +89,7 @@ impl Chain<'_> {
             ctx.observer
                 .event(&Event::Step { what: "comparing the files with the server's manifest".to_owned() });
             let (base, jobs, cancel) = (self.place.base.clone(), ctx.jobs, ctx.cancel.clone());
-            let pages = pages(self.parts.facts())?;
+            let pages = Pages::of_backup(self.parts.facts())?;
             if pages.is_none() && self.parts.parts().iter().any(|part| part.spec.kind == INCREMENTAL) {
                 let message = "what the server's increment made of relations could not be checked: the cluster has no data checksums";
                 ctx.observer.event(&Event::Warning { message: message.to_owned() });
@@ -140,18 +139,6 @@ impl Chain<'_> {
             })
             .await
     }
-}
-
-/// What is known of the pages of a backup; nothing where they have no checksums.
-pub(super) fn pages(facts: &Map<String, Value>) -> Result<Option<Pages>> {
-    if facts.get("data_checksums").and_then(Value::as_str) != Some("on") {
-        return Ok(None);
-    }
-    let bytes = block_bytes(facts)?;
-    let segment = facts.get("relation_segment_bytes").and_then(Value::as_u64).unwrap_or(1 << 30);
-    let segment = u32::try_from(segment / u64::from(bytes)).unwrap_or(u32::MAX);
-    let start = facts.get("start_lsn").and_then(Value::as_str).and_then(|lsn| lsn.parse().ok());
-    Ok(start.map(|start| Pages { bytes, segment, start }))
 }
 
 /// The parts of one backup that are unpacked. Of those that others build on only the files are of use.

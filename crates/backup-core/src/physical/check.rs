@@ -14,15 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::increment::made_path;
 use super::manifest::bytes_of_hex;
+use super::pages::{BUFFER, Pages};
 use super::relation::relation_file;
 use super::restore::LEFT_OUT;
 use super::unpack::below;
 use super::{BASE, overlay};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{Lsn, Page};
-
-/// Read at a time.
-const BUFFER: usize = 256 * 1024;
 
 /// A file of `backup_manifest` (`backup_manifest.c`, PostgreSQL 15 to 18).
 #[derive(Deserialize)]
@@ -59,17 +56,6 @@ impl Listed {
             (None, None) => Ok(PathBuf::new()),
         }
     }
-}
-
-/// What is known of pages.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pages {
-    /// Their length.
-    pub(super) bytes: u32,
-    /// How many a segment of a relation has.
-    pub(super) segment: u32,
-    /// Where the backup begins: what was written later may be torn, and is made whole by the WAL.
-    pub(super) start: Lsn,
 }
 
 /// Reads every file that the `backup_manifest` in a restored data directory lists. It blocks. Without `pages` the
@@ -202,30 +188,12 @@ fn check_pages(
 ) -> Result<()> {
     let Some(file) = relation_file(BASE, path.as_os_str().as_bytes()) else { return Ok(()) };
     let path = base.join(path);
-    let reading = |e| Error::io(format!("reading {}", path.display()), e);
-    let mut input = File::open(&path).map_err(reading)?;
-    let mut number = file.segment * pages.segment;
-    let page_bytes = pages.bytes as usize;
-    let whole = buffer.len() / page_bytes * page_bytes;
-    loop {
-        let mut filled = 0;
-        while filled < whole {
-            match input.read(&mut buffer[filled..whole]).map_err(reading)? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        if filled == 0 || stop.is_cancelled() {
-            return Ok(());
-        }
-        for block in buffer[..filled].chunks(page_bytes) {
-            let sound = Page::of(block)
-                .is_some_and(|p| p.is_new() || p.lsn() >= pages.start || p.has_its_checksum(number));
-            if !sound {
-                return Err(differs(&path, &format!("page {number} does not have its checksum")));
-            }
-            number += 1;
-        }
+    let read = File::open(&path)
+        .and_then(|input| pages.read(input, file.segment * pages.segment, buffer, stop))
+        .map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
+    match read.1.first() {
+        Some(number) => Err(differs(&path, &format!("page {number} does not have its checksum"))),
+        None => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ use super::{BASE, MANIFEST};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::ChannelReader;
+use crate::postgres::major_of;
 
 pub(super) const PG_WAL: &str = "pg_wal";
 pub(super) const PG_TBLSPC: &str = "pg_tblspc";
@@ -107,8 +108,7 @@ fn digest(is_folder: bool, archive: &str, path: &Path) -> u128 {
 /// `TABLESPACE_VERSION_DIRECTORY`). Clusters of other versions may have theirs beside it.
 pub(super) fn version_folder(server_version: Option<&Value>) -> Option<String> {
     let version = server_version.and_then(Value::as_str).unwrap_or_default();
-    let major: String = version.chars().take_while(char::is_ascii_digit).collect();
-    (!major.is_empty()).then(|| format!("PG_{major}_"))
+    major_of(version).map(|major| format!("PG_{major}_"))
 }
 
 /// Removes from folders what a backup does not have.

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::postgres::{
     BaseBackup, BaseBackupEnd, BaseBackupOptions, ConnInfo, Item, Lsn, Replication, Session, WalPosition,
+    major_of,
 };
 use crate::repository::{BackupId, BackupSummary};
 use crate::state::HostState;
@@ -372,7 +373,7 @@ impl BaseBackupDump {
     /// What takes a copy of the manifest for this host, from versions on which have a use for it.
     fn copy_of_manifest(&self, facts: &Map<String, Value>, ctx: &Ctx) -> Option<Result<ManifestCopy>> {
         let version = facts.get("server_version").and_then(Value::as_str).unwrap_or_default();
-        let major: u32 = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        let major = major_of(version)?;
         let (state, backup) = (self.state.as_ref()?, ctx.backup.as_ref()?);
         (major >= OLDEST_WITH_SUMMARIES).then(|| Manifests::of(state).begin(backup))
     }

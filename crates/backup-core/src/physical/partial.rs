@@ -30,6 +30,7 @@ use super::{BASE, KIND, check};
 use crate::dumper::{Ctx, PartSource, Restorer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::postgres::major_of;
 
 /// Restores what a server needs that is only asked for some tables of one database. Its folder is of no use for anything
 /// else.
@@ -147,8 +148,7 @@ impl PartialDirectory {
             Arc::new(move |relation| relation.is_some_and(|r| r.database == oid && r.number < FIRST_NORMAL));
         let mut written = unpacked.counts.written() + self.add(&selecting, catalogs.clone(), ctx).await?;
         let version = parts.facts().get("server_version").and_then(Value::as_str).unwrap_or_default();
-        let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-        let (major, tables, indexes) = (digits.parse().unwrap_or(0), tables.to_vec(), self.indexes);
+        let (major, tables, indexes) = (major_of(version).unwrap_or(0), tables.to_vec(), self.indexes);
         let mut files = blocking(move || {
             let catalogs = Catalogs::in_folder(&folder, block_bytes)?;
             catalogs.files(major, &Sought { tables: &tables, indexes })

@@ -20,6 +20,10 @@ const COPY_DATA: u8 = b'd';
 const LARGEST: usize = 16 * 1024 * 1024;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 256 * 1024;
+/// Less room than this is not read into: what is in the buffer is moved to a larger one.
+const READ_LEAST: usize = 64 * 1024;
+/// Buffers that are kept to be read into again: what is read ahead of a base backup fits into them.
+const KEPT_BUFFERS: usize = 12;
 /// Warnings that are kept.
 const KEPT_WARNINGS: usize = 200;
 
@@ -43,6 +47,8 @@ pub(crate) enum Reply {
 pub(crate) struct Wire {
     socket: Socket,
     incoming: BytesMut,
+    /// Buffers before it, of which messages may still be used.
+    full: Vec<BytesMut>,
     /// Bytes of a `CopyData` message that are still to come, while a copy is read piece by piece.
     open_row: usize,
     outgoing: BytesMut,
@@ -55,6 +61,7 @@ impl Wire {
         Self {
             socket,
             incoming: BytesMut::new(),
+            full: Vec::new(),
             open_row: 0,
             outgoing: BytesMut::new(),
             warnings: Vec::new(),
@@ -75,9 +82,27 @@ impl Wire {
 
     /// Reads what has come. Nothing is lost where the future is dropped.
     async fn read(&mut self) -> Result<()> {
-        self.incoming.reserve(READ_BYTES);
+        if self.incoming.capacity() - self.incoming.len() < READ_LEAST {
+            self.make_room();
+        }
         let read = self.socket.read_buf(&mut self.incoming).await.map_err(|e| lost(&e.to_string()))?;
         if read == 0 { Err(lost("it closed the connection")) } else { Ok(()) }
+    }
+
+    /// Goes on with a buffer of which nothing is used any more: fresh memory costs a page fault for every 4 KiB.
+    fn make_room(&mut self) {
+        if self.incoming.len() > READ_LEAST || self.incoming.try_reclaim(READ_BYTES) {
+            return self.incoming.reserve(READ_BYTES);
+        }
+        let begun = self.incoming.split();
+        let free = self.full.iter_mut().position(|buffer| buffer.try_reclaim(READ_BYTES));
+        let free =
+            free.map_or_else(|| BytesMut::with_capacity(READ_BYTES), |free| self.full.swap_remove(free));
+        let full = std::mem::replace(&mut self.incoming, free);
+        self.incoming.extend_from_slice(&begun);
+        if self.full.len() < KEPT_BUFFERS {
+            self.full.push(full);
+        }
     }
 
     /// Passes on what has come of a copy from the server, without waiting for a message to be whole: a row may be

@@ -17,7 +17,7 @@ use crate::encryptor::Encryptor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Lsn;
 use crate::repository::{ClusterName, Repository, layout};
-use crate::store::{Entry, list_deep, list_sorted};
+use crate::store::{Entry, Meta, list_deep, list_sorted};
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -142,7 +142,11 @@ impl WalCopy {
     ) -> Result<Written> {
         let mut written = Written::default();
         let objects = list_deep(self.to.store(), folder).await?;
-        let there: HashSet<Same> = objects.iter().filter_map(|meta| Same::of(&meta.key)).collect();
+        let same = |meta: &Meta| {
+            let (file, name) = split(&meta.key);
+            Some(Same::of(&meta.key, file, &Piece::parse(name)?))
+        };
+        let there: HashSet<Same> = objects.iter().filter_map(same).collect();
         let as_it_is: HashSet<String> = objects.into_iter().map(|meta| meta.key).collect();
         let mut pieces = Vec::new();
         for meta in list_deep(self.from.store(), folder).await? {
@@ -174,7 +178,7 @@ impl WalCopy {
                     "it was copied without --re-encrypt before: copy to another place, or remove clusters/NAME/wal there first",
                 ));
             }
-            if Same::of(&meta.key).is_some_and(|same| !there.contains(&same)) {
+            if !there.contains(&Same::of(&meta.key, file, &piece)) {
                 pieces.push((meta.key, piece));
             }
         }
@@ -239,11 +243,9 @@ struct Same {
 }
 
 impl Same {
-    fn of(key: &str) -> Option<Self> {
-        let (file, name) = split(key);
-        let piece = Piece::parse(name)?;
+    fn of(key: &str, file: Option<WalName>, piece: &Piece) -> Self {
         let folder = || key.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
         let place = file.map_or_else(folder, |file| file.to_string());
-        Some(Self { place, offset: piece.offset, length: piece.length, raw: piece.raw })
+        Self { place, offset: piece.offset, length: piece.length, raw: piece.raw.clone() }
     }
 }

@@ -39,13 +39,12 @@ pub struct ShortDigest(String);
 
 impl ShortDigest {
     /// Whether a text is one.
-    pub(super) fn is_one(text: &str) -> Option<()> {
-        let digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        (text.len() == 32 && digits).then_some(())
+    fn is_one(text: &str) -> bool {
+        text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
-        Self::is_one(text).map(|()| Self(text.to_owned()))
+        Self::is_one(text).then(|| Self(text.to_owned()))
     }
 
     /// As text.
@@ -110,46 +109,85 @@ impl Piece {
 
     /// Reads a name; nothing where it is none of ours.
     pub(super) fn parse(name: &str) -> Option<Self> {
-        let (stem, suffix) = name.split_once('.')?;
-        let mut fields: Vec<&str> = stem.split('-').collect();
-        let stored_bytes = length_in(&fields);
-        if stored_bytes.is_some() {
-            fields.remove(LENGTH);
-        }
-        let number = |n: usize| u64::from_str_radix(fields.get(n)?, 16).ok();
-        let time = |n: usize| -> Option<Option<Timestamp>> {
-            let micros: i64 = fields.get(n)?.parse().ok()?;
+        let fields = Fields::of(name)?;
+        let time = |field: &str| -> Option<Option<Timestamp>> {
+            let micros: i64 = field.parse().ok()?;
             if micros == 0 { Some(None) } else { Timestamp::from_microsecond(micros).ok().map(Some) }
         };
-        let key = match (fields.len(), suffix.strip_prefix("zst")?) {
-            (7, "") => None,
-            (8, method) => Some((fields[7].to_owned(), method.strip_prefix('.')?.to_owned())),
+        let key = match (fields.key, fields.suffix) {
+            (None, "") => None,
+            (Some(key), suffix) => Some((key.to_owned(), suffix.strip_prefix('.')?.to_owned())),
             _ => return None,
         };
         Some(Self {
-            offset: number(0)?,
-            length: number(1)?,
-            segment_bytes: number(2)?,
-            stored_bytes,
-            raw: ShortDigest::parse(fields[3])?,
-            stored: ShortDigest::parse(fields[4])?,
-            first: time(5)?,
-            last: time(6)?,
+            offset: hex(fields.offset)?,
+            length: hex(fields.length)?,
+            segment_bytes: hex(fields.segment_bytes)?,
+            stored_bytes: match fields.stored_bytes {
+                Some(field) => Some(hex(field)?),
+                None => None,
+            },
+            raw: ShortDigest::parse(fields.raw)?,
+            stored: ShortDigest::parse(fields.stored)?,
+            first: time(fields.first)?,
+            last: time(fields.last)?,
             key,
         })
     }
 }
 
-/// How long the name of a segment is.
-const SEGMENT_NAME: usize = 24;
+/// The fields of a piece's name, as they are in it: an archive has a million names, of which few are needed whole.
+pub(super) struct Fields<'a> {
+    pub(super) offset: &'a str,
+    pub(super) length: &'a str,
+    pub(super) segment_bytes: &'a str,
+    stored_bytes: Option<&'a str>,
+    pub(super) raw: &'a str,
+    stored: &'a str,
+    first: &'a str,
+    pub(super) last: &'a str,
+    key: Option<&'a str>,
+    /// Behind `.zst`.
+    suffix: &'a str,
+}
 
-/// Which field of a name is the stored length. In names without it, it is the raw digest.
-const LENGTH: usize = 3;
+impl<'a> Fields<'a> {
+    pub(super) fn of(name: &'a str) -> Option<Self> {
+        let (stem, suffix) = name.split_once('.')?;
+        let suffix = suffix.strip_prefix("zst")?;
+        let mut fields = stem.split('-');
+        let (offset, length, segment_bytes) = (fields.next()?, fields.next()?, fields.next()?);
+        // In names without the stored length the raw digest is in its place.
+        let field = fields.next()?;
+        let (stored_bytes, raw) = match ShortDigest::is_one(field) {
+            true => (None, field),
+            false => (Some(field), fields.next()?),
+        };
+        let (stored, first, last) = (fields.next()?, fields.next()?, fields.next()?);
+        let key = fields.next();
+        let is_one = fields.next().is_none() && ShortDigest::is_one(raw) && ShortDigest::is_one(stored);
+        is_one.then_some(Self {
+            offset,
+            length,
+            segment_bytes,
+            stored_bytes,
+            raw,
+            stored,
+            first,
+            last,
+            key,
+            suffix,
+        })
+    }
+}
 
-fn length_in(fields: &[&str]) -> Option<u64> {
-    let field = fields.get(LENGTH).filter(|field| ShortDigest::is_one(field).is_none())?;
+/// A number of a name.
+pub(super) fn hex(field: &str) -> Option<u64> {
     u64::from_str_radix(field, 16).ok()
 }
+
+/// How long the name of a segment is.
+const SEGMENT_NAME: usize = 24;
 
 /// Of the key of an object: the file that it is of, where the key says so, and its name as an object.
 ///
@@ -168,11 +206,7 @@ pub(super) fn split(key: &str) -> (Option<WalName>, &str) {
 
 /// The stored length that the key of an object tells.
 pub(super) fn stored_bytes(key: &str) -> Option<u64> {
-    let (_, object) = split(key);
-    let mut fields = object.split('-');
-    let length = fields.nth(LENGTH)?;
-    fields.next().and_then(ShortDigest::is_one)?;
-    if ShortDigest::is_one(length).is_some() { None } else { u64::from_str_radix(length, 16).ok() }
+    Fields::of(split(key).1)?.stored_bytes.and_then(hex)
 }
 
 /// What is stored of one file.

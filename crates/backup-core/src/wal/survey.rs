@@ -11,7 +11,7 @@ use super::archive::Archive;
 use super::history::History;
 use super::inventory::{BackupSpan, Reach, Run};
 use super::name::{SegmentName, WalName};
-use super::object::{RESOLVED, ShortDigest, split};
+use super::object::{Fields, RESOLVED, hex, split};
 use super::route::Route;
 use super::segments::{Found, Segments};
 use crate::error::Result;
@@ -92,32 +92,23 @@ pub(super) struct Glance {
     last: i64,
 }
 
-/// The beginning of a digest, as a number that is not 0.
-fn beginning(digest: &str) -> Option<u64> {
-    u64::from_str_radix(digest.get(..16)?, 16).ok().map(|digest| digest.max(1))
-}
-
 impl Glance {
     /// Of a name as [`Piece`](super::Piece) has it, without copies.
     pub(super) fn parse(name: &str) -> Option<Self> {
-        let (stem, suffix) = name.split_once('.')?;
-        if !suffix.starts_with("zst") {
-            return None;
-        }
-        let mut fields = stem.split('-');
-        let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
-        let (offset, length, segment_bytes) = (number()?, number()?, number()?);
-        let mut raw = fields.next()?;
-        if ShortDigest::is_one(raw).is_none() {
-            // The stored length.
-            raw = fields.next()?;
-        }
-        let digest = beginning(raw)?;
-        fields.next().and_then(ShortDigest::is_one)?;
-        fields.next()?;
-        let last = fields.next()?.parse().ok()?;
-        Some(Self { offset, length, segment_bytes, digest, last })
+        let fields = Fields::of(name)?;
+        Some(Self {
+            offset: hex(fields.offset)?,
+            length: hex(fields.length)?,
+            segment_bytes: hex(fields.segment_bytes)?,
+            digest: beginning(fields.raw)?,
+            last: fields.last.parse().ok()?,
+        })
     }
+}
+
+/// The beginning of a digest, as a number that is not 0.
+fn beginning(digest: &str) -> Option<u64> {
+    hex(digest.get(..16)?).map(|digest| digest.max(1))
 }
 
 /// Makes a survey of objects as they come.

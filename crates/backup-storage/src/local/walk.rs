@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use backup_core::{Error, ErrorKind, Meta, Result};
 use futures::stream::BoxStream;
@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use tokio::sync::mpsc::Sender;
 
-use super::{absent, failed};
+use super::{Root, absent, failed};
 
 /// How many objects are handed over at a time.
 const BATCH: usize = 1024;
@@ -56,12 +56,28 @@ struct Walker<'a> {
 }
 
 /// Where batches go.
-pub(super) type Batches = Sender<Result<Vec<Meta>>>;
+type Batches = Sender<Result<Vec<Meta>>>;
+
+impl Root {
+    /// What is below a folder. The time of an object whose length is `known` is that of the beginning of time.
+    pub(super) fn walk(
+        self: &Arc<Self>,
+        folder: &str,
+        known: Option<Known>,
+    ) -> BoxStream<'static, Result<Meta>> {
+        let (root, folder) = (Arc::clone(self), folder.to_owned());
+        stream(move |to| {
+            root.check()?;
+            root.folder(&folder)?;
+            walk(&root.path, &folder, known, to)?;
+            // It may have been taken away meanwhile: the rest was not absent then.
+            root.check()
+        })
+    }
+}
 
 /// The objects that a thread sends. An empty batch is the end: without it something was lost.
-pub(super) fn stream(
-    work: impl FnOnce(&Batches) -> Result<()> + Send + 'static,
-) -> BoxStream<'static, Result<Meta>> {
+fn stream(work: impl FnOnce(&Batches) -> Result<()> + Send + 'static) -> BoxStream<'static, Result<Meta>> {
     /// Batches on their way.
     const BATCHES: usize = 4;
     let begun = futures::stream::once(async move {
@@ -83,11 +99,11 @@ pub(super) fn stream(
 }
 
 /// What tells the length of an object by its key, where that has it.
-pub(super) type Known = fn(&str) -> Option<u64>;
+type Known = fn(&str) -> Option<u64>;
 
 /// Sends what is below `folder`, in batches, until it is all or nobody receives any more. An object whose length is
 /// `known` is not looked at: its time of modification is that of the beginning of time. Blocks.
-pub(super) fn walk(root: &Path, folder: &str, known: Option<Known>, to: &Batches) -> Result<()> {
+fn walk(root: &Path, folder: &str, known: Option<Known>, to: &Batches) -> Result<()> {
     let state = State { waiting: [(folder.to_owned(), 0)].into(), ..State::default() };
     let shared = Shared {
         root: root.to_owned(),

@@ -16,6 +16,8 @@ pub(crate) use custom::{Block, Blocks, CustomWriter, broken, damaged, open, set_
 pub use read::TocReader;
 pub(crate) use rows::{Rows, TERMINATOR};
 
+use crate::postgres::major_of;
+
 /// Magic number at the head of an archive.
 pub(crate) const MAGIC: &[u8; 5] = b"PGDMP";
 /// `archCustom`
@@ -126,8 +128,8 @@ impl Header {
 
     /// Major version of the `pg_dump` that wrote it; 0 where it does not say.
     pub fn dump_major(&self) -> u32 {
-        let text = String::from_utf8_lossy(self.dump_version.as_deref().unwrap_or_default()).into_owned();
-        text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+        let version = String::from_utf8_lossy(self.dump_version.as_deref().unwrap_or_default());
+        major_of(&version).unwrap_or(0)
     }
 }
 

@@ -8,7 +8,7 @@ use super::choice::Choice;
 use super::options::{LoadOptions, identifier};
 use super::target::Ground;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{Session, quote_literal};
+use crate::postgres::{Session, major_of, quote_literal};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -57,9 +57,7 @@ pub(super) async fn check(
 }
 
 fn version(findings: &mut Findings, ground: &Ground, database: &DatabaseContents) {
-    let digits = database.server_version.split(|c: char| !c.is_ascii_digit()).next();
-    let source: u32 = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
-    if ground.major < source {
+    if ground.major < major_of(&database.server_version).unwrap_or(0) {
         findings.warnings.push(format!(
             "the server is PostgreSQL {}, and the backup is of {}: what the older one does not know fails",
             ground.version, database.server_version

@@ -1,14 +1,14 @@
 //! The block map of a backup: for every block of every relation file 96 bits of its keyed digest.
 //!
-//! The digest is AEGIS-128L used as a MAC (draft-irtf-cfrg-aegis-aead, "AEGIS-128L as a MAC"): without the key nobody finds two blocks
-//! with the same one, nor what a block holds.
+//! The digest is AEGIS-128X4 used as a MAC (draft-irtf-cfrg-aegis-aead, "AEGIS as a MAC"): without the key nobody finds
+//! two blocks with the same one, nor what a block holds.
 //!
 //! With it the next backup is compared by content, block by block, without reading this one. It is written while the
 //! backup runs, in the server's order; a reader finds files by name, so that the orders of two backups may differ. In
 //! memory there are 16 bytes a file.
 //!
 //! ```text
-//! "pgarkmap", u32 version (2), u32 bytes of a block; then for each file:
+//! "pgarkmap", u32 version (3), u32 bytes of a block; then for each file:
 //! u16 length of the name, name ("base/base/5/16384": archive, path in it), u64 length of the file, 12 bytes a block
 //! ```
 //!
@@ -18,14 +18,14 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use aegis::aegis128l::Aegis128LMac;
+use aegis::aegis128x4::Aegis128X4Mac;
 
 use crate::error::{Error, Result};
 use crate::physical::manifest::hex;
 use crate::repository::Digest;
 
 const MAGIC: &[u8; 8] = b"pgarkmap";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Bytes of a block's digest.
 pub(super) const HASH_BYTES: usize = 12;
 /// A name that is longer is no relation's.
@@ -39,7 +39,7 @@ pub(super) type BlockHash = [u8; HASH_BYTES];
 pub(super) struct MapKey {
     secret: [u8; 32],
     /// The digest of no bytes yet.
-    begun: Aegis128LMac<16>,
+    begun: Aegis128X4Mac<16>,
 }
 
 impl MapKey {
@@ -47,7 +47,7 @@ impl MapKey {
         let key = blake3::derive_key("pgark 2026 digests of blocks", &secret);
         let mut half = [0; 16];
         half.copy_from_slice(&key[..16]);
-        Self { secret, begun: Aegis128LMac::new(&half) }
+        Self { secret, begun: Aegis128X4Mac::new(&half) }
     }
 
     /// A name for it that tells nothing about it.

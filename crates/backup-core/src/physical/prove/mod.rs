@@ -18,12 +18,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::archive::ArchiveLook;
 use self::list::ListLook;
-use super::chain::pages;
-use super::check::{Listed, Pages, parse};
+use super::check::{Listed, parse};
 use super::configuration::CONFIG;
 use super::dump::block_bytes;
 use super::increment::{Stored, made_path};
 use super::manifest::bytes_of_hex;
+use super::pages::Pages;
 use super::{BASE, DELTA, FILES, INCREMENTAL, LIST, MANIFEST, WAL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::ChannelReader;
@@ -69,7 +69,7 @@ impl FilesRead {
     pub(crate) fn of(record: &BackupRecord) -> Result<Self> {
         let facts = &record.source;
         let had_damaged = facts.get("checksum_failures").and_then(Value::as_bool);
-        let pages = if had_damaged == Some(true) { None } else { pages(facts)? };
+        let pages = if had_damaged == Some(true) { None } else { Pages::of_backup(facts)? };
         let segment_bytes = facts.get("relation_segment_bytes").and_then(Value::as_u64).unwrap_or(1 << 30);
         let blocks = block_bytes(facts).ok();
         let blocks = blocks.map(|bytes| Blocks { bytes, segment: segment_bytes / u64::from(bytes) });

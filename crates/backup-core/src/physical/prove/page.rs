@@ -1,10 +1,6 @@
 //! Pages against their checksums.
 
-use crate::physical::check::Pages;
-use crate::postgres::Page;
-
-/// More pages of one file are counted, and not named.
-const NAMED: usize = 3;
+use crate::physical::pages::{Pages, tell};
 
 /// Which numbers pages have that come one behind the other.
 pub(super) enum Numbers {
@@ -63,9 +59,7 @@ impl PageLook {
     fn look(&mut self, page: &[u8]) {
         // More pages than were named are told by whoever counts them.
         let Some(number) = self.numbers.next() else { return };
-        let sound = Page::of(page)
-            .is_some_and(|p| p.is_new() || p.lsn() >= self.pages.start || p.has_its_checksum(number));
-        if !sound {
+        if !self.pages.are_sound(page, number) {
             self.wrong.push(number);
         }
     }
@@ -75,11 +69,6 @@ impl PageLook {
         if !self.rest.is_empty() {
             found.push(format!("{shown} ends within a page"));
         }
-        if let Some(more) = self.wrong.len().checked_sub(NAMED).filter(|more| *more > 0) {
-            found.push(format!("{shown}: {more} more pages without their checksums"));
-        }
-        for number in self.wrong.iter().take(NAMED) {
-            found.push(format!("{shown}: page {number} does not have its checksum"));
-        }
+        tell(shown, &self.wrong, found);
     }
 }

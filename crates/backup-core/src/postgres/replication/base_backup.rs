@@ -1,9 +1,11 @@
 use bytes::{Buf, Bytes};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::client::server_error;
 use super::super::wire::{Reply, Row, garbled};
 use super::{Replication, WalPosition, field};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// `ERRCODE_DATA_CORRUPTED`: pages failed their checksums. It comes when everything has been sent.
 const DATA_CORRUPTED: &str = "XX001";
@@ -37,6 +39,9 @@ impl BaseBackupOptions {
     }
 }
 
+/// Items that are read ahead, of 32 KiB each.
+const AHEAD: usize = 64;
+
 /// A tablespace outside of the data directory, or the data directory itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tablespace {
@@ -68,8 +73,12 @@ pub enum Item {
 }
 
 /// A base backup on its way. It has the connection: one whose backup is dropped half-way cannot be used again.
+///
+/// What the server sends is read ahead by a task: a Unix socket holds 200 KB, and a server that has filled it waits until
+/// most of that was read.
 pub struct BaseBackup {
-    replication: Replication,
+    items: mpsc::Receiver<Result<Item>>,
+    reading: AbortOnDropHandle<Option<Replication>>,
     /// Where its recovery begins.
     pub start: WalPosition,
     /// Data directory and tablespaces.
@@ -106,8 +115,28 @@ impl Replication {
             });
         }
         match self.wire.expect().await? {
-            Reply::CopyOut => Ok(BaseBackup { replication: self, start, tablespaces }),
+            Reply::CopyOut => {
+                let (sender, items) = mpsc::channel(AHEAD);
+                let reading = AbortOnDropHandle::new(tokio::spawn(self.read_items(sender)));
+                Ok(BaseBackup { items, reading, start, tablespaces })
+            }
             _ => Err(garbled()),
+        }
+    }
+
+    /// Passes items on until the server has sent all of them. Nothing where it fails, or where nobody takes them.
+    async fn read_items(mut self, to: mpsc::Sender<Result<Item>>) -> Option<Self> {
+        loop {
+            let next = match self.wire.expect().await {
+                Ok(Reply::Data(message)) => item(message),
+                Ok(Reply::CopyDone) => return Some(self),
+                Ok(_) => Err(garbled()),
+                Err(error) => Err(error),
+            };
+            let failed = next.is_err();
+            if to.send(next).await.is_err() || failed {
+                return None;
+            }
         }
     }
 }
@@ -118,16 +147,16 @@ impl BaseBackup {
     /// # Errors
     /// [`ConnectionLost`](crate::ErrorKind::ConnectionLost), and what the server says.
     pub async fn next(&mut self) -> Result<Option<Item>> {
-        match self.replication.wire.expect().await? {
-            Reply::Data(message) => item(message).map(Some),
-            Reply::CopyDone => Ok(None),
-            _ => Err(garbled()),
-        }
+        self.items.recv().await.transpose()
     }
 
     /// Where the backup ended, once [`BaseBackup::next`] had nothing more. The connection takes commands again.
-    pub async fn finish(mut self) -> Result<(BaseBackupEnd, Replication)> {
-        let wire = &mut self.replication.wire;
+    pub async fn finish(self) -> Result<(BaseBackupEnd, Replication)> {
+        drop(self.items);
+        let read =
+            self.reading.await.map_err(|e| Error::internal("reading a base backup failed").caused_by(e))?;
+        let mut replication = read.ok_or_else(garbled)?;
+        let wire = &mut replication.wire;
         let end = position(&wire.result().await?)?;
         let mut checksum_failures = None;
         loop {
@@ -145,7 +174,7 @@ impl BaseBackup {
             }
         }
         let warnings = std::mem::take(&mut wire.warnings);
-        Ok((BaseBackupEnd { end, checksum_failures, warnings }, self.replication))
+        Ok((BaseBackupEnd { end, checksum_failures, warnings }, replication))
     }
 }
 
