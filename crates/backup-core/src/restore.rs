@@ -34,6 +34,7 @@ pub(crate) struct Reading {
     pub(crate) pool: CpuPool,
     pub(crate) jobs: usize,
     pub(crate) observer: Arc<dyn Observer>,
+    buffers: ReadBuffers,
 }
 
 /// What a restore did.
@@ -227,7 +228,9 @@ impl Reading {
             None => CpuPool::new(jobs)?,
         };
         let observer = observer.unwrap_or_else(|| Arc::new(Silent));
-        Ok(Self { encryptor, compressor: None, pool, jobs, observer })
+        // Of a chain all backups are read with the same ones.
+        let buffers = ReadBuffers::new(jobs, pool.width());
+        Ok(Self { encryptor, compressor: None, pool, jobs, observer, buffers })
     }
 
     /// Opens a backup's key; nothing where it is not encrypted.
@@ -258,7 +261,7 @@ impl Reading {
             pool: self.pool.clone(),
             compressor,
             cipher,
-            buffers: ReadBuffers::new(self.jobs, self.pool.width()),
+            buffers: self.buffers.clone(),
         };
         Ok(Source {
             reader,

@@ -174,3 +174,55 @@ fn ranges_below(data: &Path, folder: &Path, ranges: &mut Vec<(PathBuf, u64)>) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_relation_of_a_cluster_is_read() {
+        let data = tempfile::tempdir().unwrap();
+        let (at, other) = (data.path().join("data"), data.path().join("space"));
+        let new = [0; 8192];
+        let wrong = [1; 8192];
+        let write = |path: PathBuf, pages: &[&[u8]]| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, pages.concat()).unwrap();
+        };
+        write(at.join("base/5/1"), &[&new, &wrong, &new]);
+        write(at.join("base/5/1.2"), &[&wrong]);
+        write(at.join("base/5/1_fsm"), &[&wrong]);
+        write(at.join("base/5/t3_1"), &[&wrong]);
+        write(at.join("base/5/pg_filenode.map"), &[&wrong]);
+        write(at.join("base/6/1"), &[&[&new[..]; 5000].concat(), &wrong]);
+        write(at.join("global/1260"), &[&new, &new[..100]]);
+        write(other.join("PG_15_202209061/5/9"), &[&wrong; 5]);
+        write(other.join("lost"), &[&wrong]);
+        std::fs::create_dir(at.join("pg_tblspc")).unwrap();
+        std::os::unix::fs::symlink(&other, at.join("pg_tblspc/7")).unwrap();
+        let pages = Pages { bytes: 8192, segment: 100, start: Lsn(u64::MAX) };
+        let cancel = CancellationToken::new();
+        for threads in [1, 3] {
+            let read = read_cluster(&at, pages, threads, &cancel).unwrap();
+            assert_eq!(read.pages, 3 + 1 + 1 + 5001 + 2 + 5);
+            let lacks = |file: &str, number: u32| format!("{file}: page {number} does not have its checksum");
+            let space = "pg_tblspc/7/PG_15_202209061/5/9";
+            let expected = [
+                lacks("base/5/1", 1),
+                lacks("base/5/1.2", 200),
+                lacks("base/5/1_fsm", 0),
+                lacks("base/6/1", 5000),
+                lacks("global/1260", 1),
+                format!("{space}: 2 more pages without their checksums"),
+                lacks(space, 0),
+                lacks(space, 1),
+                lacks(space, 2),
+            ];
+            assert_eq!(read.found, expected);
+        }
+        cancel.cancel();
+        assert_eq!(read_cluster(&at, pages, 2, &cancel).unwrap_err().kind(), crate::ErrorKind::Cancelled);
+        std::fs::remove_dir_all(at.join("global")).unwrap();
+        assert!(read_cluster(&at, pages, 2, &CancellationToken::new()).is_err());
+    }
+}

@@ -71,13 +71,21 @@ impl Wire {
     /// The next thing that the server says. Nothing is lost where the future is dropped.
     pub(crate) async fn next(&mut self) -> Result<Reply> {
         loop {
-            while let Some(message) = next_message(&mut self.incoming)? {
-                if let Some(reply) = self.understand(message)? {
-                    return Ok(reply);
-                }
+            if let Some(reply) = self.buffered()? {
+                return Ok(reply);
             }
             self.read().await?;
         }
+    }
+
+    /// The next thing that has come already.
+    pub(crate) fn buffered(&mut self) -> Result<Option<Reply>> {
+        while let Some(message) = next_message(&mut self.incoming)? {
+            if let Some(reply) = self.understand(message)? {
+                return Ok(Some(reply));
+            }
+        }
+        Ok(None)
     }
 
     /// Reads what has come. Nothing is lost where the future is dropped.

@@ -203,7 +203,7 @@ impl WalCopy {
         };
         let make = || super::key::make(&self.to_repository, &self.cluster, encryptor);
         let key = self.key.get_or_try_init(make).await?;
-        let anew = Anew(Sealer::new(super::destination::LEVEL, Some(key))?);
+        let anew = Anew(Sealer::fast(super::destination::LEVEL, Some(key))?);
         let sealed = self.from.read_piece(piece, at, anew).await?;
         let new = Piece {
             stored_bytes: Some(sealed.bytes),

@@ -332,7 +332,7 @@ fn read_through(path: &Path, name: &WalName, level: i32, key: Option<&WalKey>) -
             return Err(wrong(format!("{} holds the WAL of another place", path.display())));
         }
     }
-    let mut sealer = Sealer::new(level, key)?;
+    let mut sealer = Sealer::fast(level, key)?;
     let mut scan = header.map(TimeScan::new);
     let (mut hasher, mut read) = (blake3::Hasher::new(), 0);
     let (mut file, mut buffer) = (opened(path)?, vec![0; READ]);

@@ -2,8 +2,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use bytes::Bytes;
-use tempfile::SpooledTempFile;
+use tempfile::{SpooledData, SpooledTempFile};
 use zstd::zstd_safe::CParameter;
 
 use super::key::WalKey;
@@ -86,6 +85,16 @@ pub(super) struct Sealer {
 }
 
 impl Sealer {
+    /// On several threads, for who waits for a whole file.
+    pub(super) fn fast(level: i32, key: Option<&WalKey>) -> Result<Self> {
+        let mut sealer = Self::new(level, key)?;
+        let failed = |e| Error::io("compressing WAL", e);
+        sealer.encoder.multithread(workers()).map_err(failed)?;
+        sealer.encoder.set_parameter(CParameter::JobSize(JOB)).map_err(failed)?;
+        Ok(sealer)
+    }
+
+    /// On this thread, with less memory.
     pub(super) fn new(level: i32, key: Option<&WalKey>) -> Result<Self> {
         let spool = SharedWriter::new(Spool::default());
         let out = match key {
@@ -95,8 +104,6 @@ impl Sealer {
         let failed = |e| Error::io("compressing WAL", e);
         let mut encoder = zstd::Encoder::new(out, level).map_err(failed)?;
         encoder.include_checksum(true).map_err(failed)?;
-        encoder.multithread(workers()).map_err(failed)?;
-        encoder.set_parameter(CParameter::JobSize(JOB)).map_err(failed)?;
         Ok(Self { encoder, spool })
     }
 
@@ -118,31 +125,29 @@ impl Sealer {
 
 impl Sealed {
     /// Stores it. True where the object is new.
-    pub(super) async fn store(mut self, store: &dyn Store, key: &str) -> Result<bool> {
-        let failed = |e| Error::io("reading sealed WAL", e);
-        let mut next = || {
-            let mut chunk = Vec::new();
-            Read::by_ref(&mut self.file).take(IN_MEMORY as u64).read_to_end(&mut chunk).map_err(failed)?;
-            Ok::<_, Error>(Bytes::from(chunk))
+    pub(super) async fn store(self, store: &dyn Store, key: &str) -> Result<bool> {
+        let mut file = match self.file.into_inner() {
+            SpooledData::InMemory(bytes) => {
+                return match store.create(key, bytes.into_inner().into()).await? {
+                    Created::New => Ok(true),
+                    Created::Same => Ok(false),
+                    Created::Other => Err(Error::new(
+                        ErrorKind::Integrity,
+                        format!("{key} is damaged: its name does not fit its bytes"),
+                    )
+                    .with_hint("remove this object; what it should hold is stored again then")),
+                };
+            }
+            SpooledData::OnDisk(file) => file,
         };
-        if self.bytes <= IN_MEMORY as u64 {
-            return match store.create(key, next()?).await? {
-                Created::New => Ok(true),
-                Created::Same => Ok(false),
-                Created::Other => Err(Error::new(
-                    ErrorKind::Integrity,
-                    format!("{key} is damaged: its name does not fit its bytes"),
-                )
-                .with_hint("remove this object; what it should hold is stored again then")),
-            };
-        }
         let mut upload = store.upload(key).await?;
         loop {
-            let chunk = next()?;
-            if chunk.is_empty() {
+            let mut chunk = Vec::new();
+            let read = Read::by_ref(&mut file).take(IN_MEMORY as u64).read_to_end(&mut chunk);
+            if read.map_err(|e| Error::io("reading sealed WAL", e))? == 0 {
                 break;
             }
-            if let Err(error) = upload.write(chunk).await {
+            if let Err(error) = upload.write(chunk.into()).await {
                 // What cannot be thrown away is swept later.
                 let _ = upload.abort().await;
                 return Err(error);

@@ -14,7 +14,7 @@ use crate::state::StateFile;
 use crate::tar_reader::{Piece, Reader};
 
 /// Bytes that are gone over at a time, on another thread, while the next ones come.
-const BATCH_BYTES: usize = 512 * 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
 
 /// What comes from the server.
 pub(in super::super) enum Coming {

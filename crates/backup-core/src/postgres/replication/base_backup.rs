@@ -39,8 +39,8 @@ impl BaseBackupOptions {
     }
 }
 
-/// Items that are read ahead, of 32 KiB each.
-const AHEAD: usize = 64;
+/// How much is read ahead, in buffers of a connection.
+const AHEAD: usize = 8;
 
 /// A tablespace outside of the data directory, or the data directory itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +77,8 @@ pub enum Item {
 /// What the server sends is read ahead by a task: a Unix socket holds 200 KB, and a server that has filled it waits until
 /// most of that was read.
 pub struct BaseBackup {
-    items: mpsc::Receiver<Result<Item>>,
+    coming: mpsc::Receiver<Result<Vec<Item>>>,
+    items: std::vec::IntoIter<Item>,
     reading: AbortOnDropHandle<Option<Replication>>,
     /// Where its recovery begins.
     pub start: WalPosition,
@@ -116,28 +117,45 @@ impl Replication {
         }
         match self.wire.expect().await? {
             Reply::CopyOut => {
-                let (sender, items) = mpsc::channel(AHEAD);
+                let (sender, coming) = mpsc::channel(AHEAD);
                 let reading = AbortOnDropHandle::new(tokio::spawn(self.read_items(sender)));
-                Ok(BaseBackup { items, reading, start, tablespaces })
+                Ok(BaseBackup { coming, items: Vec::new().into_iter(), reading, start, tablespaces })
             }
             _ => Err(garbled()),
         }
     }
 
     /// Passes items on until the server has sent all of them. Nothing where it fails, or where nobody takes them.
-    async fn read_items(mut self, to: mpsc::Sender<Result<Item>>) -> Option<Self> {
+    async fn read_items(mut self, to: mpsc::Sender<Result<Vec<Item>>>) -> Option<Self> {
         loop {
-            let next = match self.wire.expect().await {
-                Ok(Reply::Data(message)) => item(message),
-                Ok(Reply::CopyDone) => return Some(self),
-                Ok(_) => Err(garbled()),
-                Err(error) => Err(error),
-            };
-            let failed = next.is_err();
-            if to.send(next).await.is_err() || failed {
-                return None;
+            let mut items = Vec::new();
+            let all = self.take_items(&mut items).await;
+            to.send(Ok(items)).await.ok()?;
+            match all {
+                Ok(true) => return Some(self),
+                Ok(false) => {}
+                Err(error) => {
+                    // Where nobody takes it, nobody asks.
+                    let _ = to.send(Err(error)).await;
+                    return None;
+                }
             }
         }
+    }
+
+    /// Takes what has come. Whether that was all.
+    async fn take_items(&mut self, items: &mut Vec<Item>) -> Result<bool> {
+        let mut next = Some(self.wire.expect().await?);
+        while let Some(reply) = next {
+            match reply {
+                Reply::Data(message) => items.push(item(message)?),
+                Reply::CopyDone => return Ok(true),
+                Reply::Failed(words) => return Err(server_error(&words)),
+                _ => return Err(garbled()),
+            }
+            next = self.wire.buffered()?;
+        }
+        Ok(false)
     }
 }
 
@@ -147,12 +165,20 @@ impl BaseBackup {
     /// # Errors
     /// [`ConnectionLost`](crate::ErrorKind::ConnectionLost), and what the server says.
     pub async fn next(&mut self) -> Result<Option<Item>> {
-        self.items.recv().await.transpose()
+        loop {
+            if let Some(item) = self.items.next() {
+                return Ok(Some(item));
+            }
+            match self.coming.recv().await.transpose()? {
+                Some(items) => self.items = items.into_iter(),
+                None => return Ok(None),
+            }
+        }
     }
 
     /// Where the backup ended, once [`BaseBackup::next`] had nothing more. The connection takes commands again.
     pub async fn finish(self) -> Result<(BaseBackupEnd, Replication)> {
-        drop(self.items);
+        drop(self.coming);
         let read =
             self.reading.await.map_err(|e| Error::internal("reading a base backup failed").caused_by(e))?;
         let mut replication = read.ok_or_else(garbled)?;

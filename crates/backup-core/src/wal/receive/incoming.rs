@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Lsn;
 
 /// The largest piece. What is received while one is stored waits in a second one.
-const PIECE: usize = 4 * 1024 * 1024;
+const PIECE: usize = 2 * 1024 * 1024;
 
 /// Where a stream begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
