@@ -1,11 +1,11 @@
 #!/bin/bash
 # Times physical backups beside pg_basebackup and pgBackRest, all of the server that PGHOST and PGPORT name:
 #   benches/physical.sh PGARK DATA [ROUNDS]
-# DATA is the server's data directory, which pgBackRest reads. The server has a database `bench` with what
-# `pgbench -i` makes; between the full backups and the increments it is changed, and by the SQL in CHANGE, in which ROUND
-# is the round's number. All work below TMPDIR, with zstd level 3,
-# two processes; pgark encrypts, the others do not. Each line: seconds, seconds of CPU of the tool, its largest process
-# in MB, MB stored. The tools take turns; medians and ratios to each peer follow. Run it as the server's user.
+# DATA is the server's data directory, which pgBackRest reads. The server has a database `bench` with what `pgbench -i`
+# makes; between the full backups and the increments it is changed, by pgbench and by the SQL in CHANGE, where ROUND is the
+# round's number. All work below TMPDIR, with zstd level 3 and two processes; pgark encrypts, the others do not. Each line:
+# seconds, seconds of CPU of the tool, its largest process in MB, MB stored. The tools take turns; medians and ratios to
+# the peers follow. Run it as the server's user.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n 2,8p "$0" >&2; exit 64; }
 pgark=$(realpath "$1") data=$2 rounds=${3:-5}

@@ -262,6 +262,7 @@ impl<'de> Visitor<'de> for Files<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::Lsn;
 
     fn check(files: &[(&str, &[u8])], manifest: &str) -> Result<()> {
         let folder = tempfile::tempdir().unwrap();

@@ -290,7 +290,8 @@ impl BaseBackupDump {
             wal::stream(&mut log, &slot, start, segment_bytes, end, Arc::clone(&parts)).await
         };
         let files = async {
-            let stored = store_files(backup, &parts, coming, self.copy_of_manifest(&facts, ctx)).await?;
+            let copy = self.copy_of_manifest(&facts, ctx);
+            let stored = Box::pin(store_files(backup, &parts, coming, copy)).await?;
             say_end.send_replace(Some(stored.end.end.lsn));
             Ok(stored)
         };

@@ -196,7 +196,7 @@ mod tests {
         write(at.join("base/5/pg_filenode.map"), &[&wrong]);
         write(at.join("base/6/1"), &[&[&new[..]; 5000].concat(), &wrong]);
         write(at.join("global/1260"), &[&new, &new[..100]]);
-        write(other.join("PG_15_202209061/5/9"), &[&wrong; 5]);
+        write(other.join("PG_15_202209061/5/9"), &[&wrong[..]; 5]);
         write(other.join("lost"), &[&wrong]);
         std::fs::create_dir(at.join("pg_tblspc")).unwrap();
         std::os::unix::fs::symlink(&other, at.join("pg_tblspc/7")).unwrap();

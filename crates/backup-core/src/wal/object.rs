@@ -159,10 +159,8 @@ impl<'a> Fields<'a> {
         let (offset, length, segment_bytes) = (fields.next()?, fields.next()?, fields.next()?);
         // In names without the stored length the raw digest is in its place.
         let field = fields.next()?;
-        let (stored_bytes, raw) = match ShortDigest::is_one(field) {
-            true => (None, field),
-            false => (Some(field), fields.next()?),
-        };
+        let (stored_bytes, raw) =
+            if ShortDigest::is_one(field) { (None, field) } else { (Some(field), fields.next()?) };
         let (stored, first, last) = (fields.next()?, fields.next()?, fields.next()?);
         let key = fields.next();
         let is_one = fields.next().is_none() && ShortDigest::is_one(raw) && ShortDigest::is_one(stored);

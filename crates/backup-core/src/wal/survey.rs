@@ -308,7 +308,7 @@ impl Survey {
 mod tests {
     use super::*;
     use crate::repository::Digest;
-    use crate::wal::Piece;
+    use crate::wal::{Piece, ShortDigest};
 
     const SIZE: u64 = 16 << 20;
 
