@@ -194,7 +194,7 @@ mod tests {
         write(at.join("base/5/1_fsm"), &[&wrong]);
         write(at.join("base/5/t3_1"), &[&wrong]);
         write(at.join("base/5/pg_filenode.map"), &[&wrong]);
-        write(at.join("base/6/1"), &[&[&new[..]; 5000].concat(), &wrong]);
+        write(at.join("base/6/1"), &[&new.repeat(5000), &wrong]);
         write(at.join("global/1260"), &[&new, &new[..100]]);
         write(other.join("PG_15_202209061/5/9"), &[&wrong[..]; 5]);
         write(other.join("lost"), &[&wrong]);
