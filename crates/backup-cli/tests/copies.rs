@@ -420,6 +420,12 @@ async fn wal_that_is_copied_for_other_readers_is_the_same() {
     }
     // Nothing is secret in a history, and it is the same for all.
     assert_eq!(fetch(history, &c, &new).1, Some(written(history)));
+    // The cluster is recovered from there, beyond its backup.
+    let work = pgark.work_dir();
+    let rows = "SELECT count(*) = 2 FROM t";
+    let drill = ["drill", "--work-dir", &work, "--repo", &c, "--identity", &new, "--check", rows];
+    let drilled = pgark.json(&[&drill[..], &["--timeline", "1"]].concat());
+    assert_eq!(drilled["good"], true, "{drilled:#}");
     // No key of the one opens anything of the other, and no sealed bytes are in both.
     let of_wal = |place: &str| -> Vec<String> {
         pgark

@@ -38,16 +38,6 @@ fn fails(pgark: &Pgark, args: &[&str], code: u8) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&output)))
 }
 
-/// A folder that the server's user can enter.
-fn work_dir(pgark: &Pgark) -> String {
-    use std::os::unix::fs::PermissionsExt;
-    for path in [pgark.home().to_owned(), pgark.path("work")] {
-        std::fs::create_dir_all(&path).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    pgark.place("work")
-}
-
 fn assert_empty(folder: &str) {
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -261,7 +251,7 @@ async fn logical_backups() {
     .await;
     sql(&server, "postgres", "CREATE POLICY own ON people FOR SELECT TO reader, app USING (true)").await;
     let pgark = Pgark::new();
-    let work = work_dir(&pgark);
+    let work = pgark.work_dir();
     let pgark = pgark.with("PGARK_REPO", "repo");
     let db = server.url("postgres");
     pgark.json(&["backup", "--db", &db]);
@@ -294,7 +284,7 @@ async fn in_containers() {
         let session = support::connect(&container.url("postgres")).await;
         session.rows(&sample(500)).await.unwrap();
         let pgark = Pgark::new();
-        let work = work_dir(&pgark);
+        let work = pgark.work_dir();
         let pgark = pgark.with("PGARK_REPO", "repo");
         let db = container.url("postgres");
         let tools = containers::tools(major).display().to_string();
@@ -337,7 +327,7 @@ async fn forged_backups_are_found() {
     .await;
     sql(&server, "postgres", "CHECKPOINT").await;
     let pgark = Pgark::new();
-    let work = work_dir(&pgark);
+    let work = pgark.work_dir();
     let pgark = pgark.with("PGARK_REPO", "repo");
     let db = server.url("postgres");
     let backup = |how: &[&str]| {
@@ -414,7 +404,7 @@ async fn nothing_is_left_behind() {
     let server = server();
     sql(&server, "postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").await;
     let pgark = Pgark::new();
-    let work = work_dir(&pgark);
+    let work = pgark.work_dir();
     let pgark = pgark.with("PGARK_REPO", "repo");
     pgark.json(&["backup", "--db", &server.url("postgres"), "--physical"]);
     // One that ended and was not waited for yet works nowhere.

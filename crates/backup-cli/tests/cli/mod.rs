@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -51,6 +53,15 @@ impl Pgark {
         self.home.path()
     }
 
+    /// A folder that the server's user can enter.
+    pub fn work_dir(&self) -> String {
+        for path in [self.home().to_owned(), self.path("work")] {
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        }
+        self.place("work")
+    }
+
     /// A path below its folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.home().join(name)
@@ -63,11 +74,10 @@ impl Pgark {
 
     /// Writes a file below its folder; its path as an argument.
     pub fn write(&self, name: &str, contents: &str) -> String {
-        use std::os::unix::fs::PermissionsExt;
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, contents).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         path.display().to_string()
     }
 

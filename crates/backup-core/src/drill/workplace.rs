@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::container::{self, Container};
 use crate::error::Result;
+use crate::physical::settled;
 use crate::postgres::Cluster;
 use crate::postgres::work_folder::{self, WorkFolder};
 
@@ -22,7 +23,7 @@ pub(super) struct Workplace {
 impl Workplace {
     /// Makes the folder. It belongs to `owner`, whom the server runs as.
     pub(super) fn make(parent: &Path, owner: Option<(u32, u32)>) -> Result<Self> {
-        Ok(Self { container: None, cluster: None, folder: WorkFolder::make(parent, PREFIX, owner)? })
+        Ok(Self { container: None, cluster: None, folder: WorkFolder::make(parent, PREFIX, owner, settled)? })
     }
 
     /// Starts the container of the drill. Its name is written down first, so that the next drill finds it.

@@ -13,7 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -27,6 +27,9 @@ const BEGUN: &str = "begun";
 /// A journal is locked for a moment longer where a restore was cancelled within this process.
 const TRIES: u32 = 20;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// How long a restore that was given up may take to end, and how often it is looked at.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What is restored, and where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,6 +306,17 @@ impl Journal {
     }
 }
 
+/// Waits until nobody writes any more into a folder, where a restore into it was given up: what waits for a disk ends
+/// a moment later, and would make its folders again.
+pub(crate) fn settled(folder: &Path) {
+    let begun = Instant::now();
+    while begun.elapsed() < SETTLED_WITHIN
+        && options().open(folder.join(MARKER)).is_ok_and(|file| file.try_lock().is_err())
+    {
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// It is appended to only, and never found through a link.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -467,6 +481,26 @@ mod tests {
         second.remove().unwrap();
         drop(second);
         assert!(Journal::find(folder.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_folder_is_settled_when_the_last_one_writes_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        settled(folder.path());
+        let journal = Journal::begin(folder.path(), head()).unwrap();
+        let written = folder.path().join("written");
+        std::thread::scope(|scope| {
+            let path = &written;
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(200));
+                std::fs::write(path, "").unwrap();
+                drop(journal);
+            });
+            settled(folder.path());
+            assert!(written.exists());
+        });
+        // One that was given up long ago.
+        settled(folder.path());
     }
 
     #[test]

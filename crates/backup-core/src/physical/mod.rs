@@ -36,6 +36,7 @@ pub(crate) use dump::size_of_setting;
 pub use dump::{BaseBackupDump, PhysicalPreview, Span, span};
 pub use export::Export;
 pub use increment::Parent;
+pub(crate) use journal::settled;
 pub(crate) use pages::{Pages, read_cluster};
 pub(crate) use partial::{DATA, Outcome, PartialDirectory};
 pub use plan::{Archived, Plan};

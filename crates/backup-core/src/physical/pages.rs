@@ -208,8 +208,8 @@ mod tests {
             let lacks = |file: &str, number: u32| format!("{file}: page {number} does not have its checksum");
             let space = "pg_tblspc/7/PG_15_202209061/5/9";
             let expected = [
-                lacks("base/5/1", 1),
                 lacks("base/5/1.2", 200),
+                lacks("base/5/1", 1),
                 lacks("base/5/1_fsm", 0),
                 lacks("base/6/1", 5000),
                 lacks("global/1260", 1),

@@ -32,14 +32,21 @@ pub(crate) struct WorkFolder {
     path: PathBuf,
     lock: File,
     owner: Option<(u32, u32)>,
+    settled: fn(&Path),
 }
 
 impl WorkFolder {
-    /// Makes one. It belongs to `owner`, whom the server runs as.
+    /// Makes one. It belongs to `owner`, whom the server runs as. Before it is removed, `settled` waits until nobody writes
+    /// into its data directory any more.
     ///
     /// # Errors
     /// [`Usage`](ErrorKind::Usage) where a socket in it would have too long a name.
-    pub(crate) fn make(parent: &Path, prefix: &str, owner: Option<(u32, u32)>) -> Result<Self> {
+    pub(crate) fn make(
+        parent: &Path,
+        prefix: &str,
+        owner: Option<(u32, u32)>,
+        settled: fn(&Path),
+    ) -> Result<Self> {
         let doing = || format!("making a folder in {}", parent.display());
         let failed = |e| Error::io(doing(), e);
         let parent = std::path::absolute(parent).map_err(failed)?;
@@ -54,7 +61,7 @@ impl WorkFolder {
         let mut options = OpenOptions::new();
         let lock = options.create_new(true).write(true).mode(0o600).open(path.join(LOCK)).map_err(failed)?;
         lock.lock().map_err(failed)?;
-        let made = Self { path, lock, owner };
+        let made = Self { path, lock, owner, settled };
         made.own(&made.path).map_err(failed)?;
         Ok(made)
     }
@@ -115,6 +122,7 @@ impl WorkFolder {
 impl Drop for WorkFolder {
     fn drop(&mut self) {
         end_server(&self.data());
+        (self.settled)(&self.data());
         // What is left, and why, is found below.
         let _ = empty(&self.path, "data");
         if let Err(error) = std::fs::remove_dir_all(&self.path)

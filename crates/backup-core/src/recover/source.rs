@@ -12,7 +12,7 @@ use super::{Recover, TargetFacts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::logical::{Load, LoadOptions, TableName};
-use crate::physical::{DATA, Outcome, PartialDirectory};
+use crate::physical::{DATA, Outcome, PartialDirectory, settled};
 use crate::postgres::work_folder::{self, WorkFolder, default_parent};
 use crate::postgres::{
     ConnInfo, Session, Throwaway, major_of, quote_identifier, quote_literal, server_owner,
@@ -160,7 +160,7 @@ async fn physical(
     let parent = recover.work_dir.clone().unwrap_or_else(default_parent);
     // What killed ones left had nothing else running.
     work_folder::sweep(&parent, FOLDER, |_| {});
-    let folder = WorkFolder::make(&parent, FOLDER, server_owner()?)?;
+    let folder = WorkFolder::make(&parent, FOLDER, server_owner()?, settled)?;
     let database = recover.database.clone().unwrap_or_else(|| recover.into.database().to_owned());
     let outcome = Arc::new(Mutex::new(Outcome::default()));
     let names = || recover.tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect();

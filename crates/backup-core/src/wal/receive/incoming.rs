@@ -95,6 +95,8 @@ impl Incoming {
             let taken = bytes.split_to(room.min(bytes.len()));
             self.look(&taken)?;
             if self.at >= self.stored {
+                // At once: grown step by step it leaves holes behind that nothing else fits into.
+                self.buffer.reserve_exact(PIECE - self.buffer.len());
                 self.buffer.extend_from_slice(&taken);
             }
             self.at += taken.len() as u64;
