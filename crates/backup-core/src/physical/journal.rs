@@ -28,7 +28,7 @@ const BEGUN: &str = "begun";
 const TRIES: u32 = 20;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How long a restore that was given up may take to end, and how often it is looked at.
-const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+const SETTLED_WITHIN: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// What is restored, and where to.
