@@ -186,7 +186,11 @@ async fn fetch(
     };
     match name {
         // When half of them are taken, more are read.
-        WalName::Segment(_) if found && Fetcher::waiting(to) < ahead.div_ceil(2) => in_background(),
+        WalName::Segment(_)
+            if found && Fetcher::waiting(to) < ahead.div_ceil(2) && !Fetcher::is_reading_ahead(to) =>
+        {
+            in_background();
+        }
         // Recovery ends, or looks at another timeline.
         WalName::Segment(_) | WalName::History(_) if !found => Fetcher::forget_ahead(to),
         _ => {}

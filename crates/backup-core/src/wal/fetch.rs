@@ -322,6 +322,11 @@ impl Fetcher {
         entries.filter(|entry| entry.file_name().to_str().is_some_and(waits)).count() as u64
     }
 
+    /// Whether a process reads ahead for the next calls with the same `to`.
+    pub fn is_reading_ahead(to: &Path) -> bool {
+        is_at_work(&ahead(to))
+    }
+
     async fn segment_bytes(&self, segment: SegmentName) -> Result<Option<u64>> {
         let stored = self.archive.stored_certainly(&WalName::Segment(segment)).await?;
         Ok(stored.pieces.first().map(|(piece, _)| piece.segment_bytes))
@@ -354,8 +359,12 @@ fn being_read(path: &Path) -> bool {
     let begun = |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let has_begun = { entries }.any(|entry| entry.file_name().to_str().is_some_and(begun));
-    // One that was killed gave its lock back.
-    has_begun && File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
+    has_begun && is_at_work(folder)
+}
+
+/// Whether a process reads ahead into a folder. One that was killed gave its lock back.
+fn is_at_work(folder: &Path) -> bool {
+    File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_err())
 }
 
 /// Removes segments that recovery has passed, or of other timelines, and what was left half written.
