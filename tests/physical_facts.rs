@@ -168,6 +168,7 @@ async fn a_copy_archives_nothing() {
     let before = names(&archive);
     assert!(!before.is_empty(), "the source archives");
     let copy = server.start_on(&target).unwrap();
+    support::until_sql(&copy, "SELECT pg_is_in_recovery()", "f").await;
     let came_along = "SELECT setting FROM pg_file_settings WHERE name = 'archive_command'";
     assert!(value(&copy, came_along).await.starts_with("cp %p"));
     for _ in 0..3 {
