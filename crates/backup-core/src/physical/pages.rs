@@ -126,12 +126,11 @@ pub(crate) fn read_cluster(
     let next = AtomicUsize::new(0);
     let work = || -> Result<PagesRead> {
         let (mut read, mut buffer) = (PagesRead::default(), vec![0; BUFFER]);
-        while let Some((path, from)) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(Range { path, segment, from }) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            let Some(file) = relation_file(BASE, path.as_os_str().as_bytes()) else { continue };
-            let first = file.segment.wrapping_mul(pages.segment);
+            let first = segment.wrapping_mul(pages.segment);
             let first = first.wrapping_add(u32::try_from(from / u64::from(pages.bytes)).unwrap_or(u32::MAX));
             let mut of_range = || -> io::Result<_> {
                 let mut file = File::open(data.join(path))?;
@@ -158,8 +157,17 @@ pub(crate) fn read_cluster(
     })
 }
 
-/// The files of relations below a folder of a data directory, in pieces: paths in the data directory, and positions.
-fn ranges_below(data: &Path, folder: &Path, ranges: &mut Vec<(PathBuf, u64)>) -> Result<()> {
+/// What a thread takes at a time: [`RANGE`] bytes of a file.
+struct Range {
+    /// In the data directory.
+    path: PathBuf,
+    /// Which segment of its relation the file is.
+    segment: u32,
+    from: u64,
+}
+
+/// The files of relations below a folder of a data directory, in pieces.
+fn ranges_below(data: &Path, folder: &Path, ranges: &mut Vec<Range>) -> Result<()> {
     let failed = |e| Error::io(format!("listing {}", data.join(folder).display()), e);
     for entry in std::fs::read_dir(data.join(folder)).map_err(failed)? {
         let path = folder.join(entry.map_err(failed)?.file_name());
@@ -167,9 +175,9 @@ fn ranges_below(data: &Path, folder: &Path, ranges: &mut Vec<(PathBuf, u64)>) ->
         let found = std::fs::metadata(data.join(&path)).map_err(failed)?;
         if found.is_dir() && path.components().count() <= DEEPEST {
             ranges_below(data, &path, ranges)?;
-        } else if relation_file(BASE, path.as_os_str().as_bytes()).is_some() {
+        } else if let Some(file) = relation_file(BASE, path.as_os_str().as_bytes()) {
             let starts = (0..found.len()).step_by(usize::try_from(RANGE).unwrap_or(usize::MAX));
-            ranges.extend(starts.map(|from| (path.clone(), from)));
+            ranges.extend(starts.map(|from| Range { path: path.clone(), segment: file.segment, from }));
         }
     }
     Ok(())
