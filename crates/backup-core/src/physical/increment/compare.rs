@@ -12,24 +12,7 @@ use super::{BLOCKS, FILES};
 use crate::error::{Error, Result};
 use crate::physical::relation::is_relation;
 use crate::repository::Digest;
-
-/// What the server sent.
-pub(super) enum Input {
-    /// An archive begins: `base`, or the OID of a tablespace.
-    Archive(String),
-    /// A member begins.
-    Member(Box<Header>),
-    /// Bytes of the member that began last.
-    Data(Bytes),
-}
-
-/// What is to be stored.
-pub(super) enum Output {
-    /// A member begins.
-    Member(Box<Header>),
-    /// Bytes of the member that began last.
-    Data(Bytes),
-}
+use crate::tar_reader::Piece;
 
 /// Goes over a base backup. It works in memory that does not depend on the size of files: one window, and in an
 /// increment the list.
@@ -45,7 +28,6 @@ pub(in super::super) struct Comparer<W: Write> {
     file: Option<RelationFile>,
     /// The beginning of a block whose rest has not come yet.
     partial: Vec<u8>,
-    out: Vec<Output>,
 }
 
 /// What a [`Comparer`] made.
@@ -90,7 +72,6 @@ impl<W: Write> Comparer<W> {
             archive: String::new(),
             file: None,
             partial: Vec::new(),
-            out: Vec::new(),
         }
     }
 
@@ -104,15 +85,20 @@ impl<W: Write> Comparer<W> {
         self.parent = None;
     }
 
-    pub(super) fn process(&mut self, input: Vec<Input>) -> Result<Vec<Output>> {
-        for input in input {
-            match input {
-                Input::Archive(name) => self.archive = name,
-                Input::Member(header) => self.member(header)?,
-                Input::Data(data) => self.data(data)?,
-            }
+    /// Begins an archive: `base`, or the OID of a tablespace.
+    pub(super) fn archive(&mut self, name: &str) {
+        name.clone_into(&mut self.archive);
+    }
+
+    /// Goes over a piece of the archive; what is to be stored comes after what `out` has.
+    ///
+    /// It works where it is called, not on a thread of its own: the bytes have just come, and are in this core's cache.
+    /// Handing them to another core and back cost more than the digests do.
+    pub(super) fn piece(&mut self, piece: Piece, out: &mut Vec<Piece>) -> Result<()> {
+        match piece {
+            Piece::Member(header) => self.member(header, out),
+            Piece::Data(data) => self.data(data, out),
         }
-        Ok(std::mem::take(&mut self.out))
     }
 
     pub(in super::super) fn finish(self) -> Compared<W> {
@@ -123,7 +109,7 @@ impl<W: Write> Comparer<W> {
         Compared { map, map_error, list: self.list }
     }
 
-    fn member(&mut self, header: Box<Header>) -> Result<()> {
+    fn member(&mut self, header: Box<Header>, out: &mut Vec<Piece>) -> Result<()> {
         self.file = None;
         let path = listed_path(&header);
         let bytes =
@@ -147,7 +133,7 @@ impl<W: Write> Comparer<W> {
             });
         }
         if self.parent.is_none() {
-            self.out.push(Output::Member(header));
+            out.push(Piece::Member(header));
             return Ok(());
         }
         let stored = match header.entry_type() {
@@ -162,18 +148,18 @@ impl<W: Write> Comparer<W> {
             Entry { stored, mode, bytes, archive: &self.archive, path: &path }.write(&mut self.list);
         }
         if stored == Stored::Whole {
-            self.out.push(Output::Member(below_files(header)?));
+            out.push(Piece::Member(below_files(header)?));
         }
         Ok(())
     }
 
-    fn data(&mut self, data: Bytes) -> Result<()> {
+    fn data(&mut self, data: Bytes, out: &mut Vec<Piece>) -> Result<()> {
         let Some(file) = &self.file else {
-            self.out.push(Output::Data(data));
+            out.push(Piece::Data(data));
             return Ok(());
         };
         if file.parent.is_none() {
-            self.out.push(Output::Data(data.clone()));
+            out.push(Piece::Data(data.clone()));
         }
         let block_bytes = self.block_bytes as usize;
         let mut rest = &data[..];
@@ -183,20 +169,20 @@ impl<W: Write> Comparer<W> {
             rest = after;
             if self.partial.len() == block_bytes {
                 let mut block = std::mem::take(&mut self.partial);
-                self.block(&block)?;
+                self.block(&block, out)?;
                 block.clear();
                 self.partial = block;
             }
         }
         let mut blocks = rest.chunks_exact(block_bytes);
         for block in &mut blocks {
-            self.block(block)?;
+            self.block(block, out)?;
         }
         self.partial.extend_from_slice(blocks.remainder());
         Ok(())
     }
 
-    fn block(&mut self, block: &[u8]) -> Result<()> {
+    fn block(&mut self, block: &[u8], out: &mut Vec<Piece>) -> Result<()> {
         let hash = self.key.hash(block);
         self.map_do(|map| map.block(hash));
         let (Some(file), Some(map)) = (&mut self.file, &self.parent) else { return Ok(()) };
@@ -210,7 +196,7 @@ impl<W: Write> Comparer<W> {
             let last = u64::from(file.next) * u64::from(self.block_bytes) == file.bytes;
             if file.window.len() == WINDOW_BLOCKS || (last && !file.window.is_empty()) {
                 let (header, head, blocks) = file.take_window(self.block_bytes)?;
-                self.out.extend([Output::Member(header), Output::Data(head), Output::Data(blocks)]);
+                out.extend([Piece::Member(header), Piece::Data(head), Piece::Data(blocks)]);
             }
         }
         Ok(())
