@@ -203,11 +203,15 @@ impl Root {
             Err(e) if e.kind() == ErrorKind::ObjectMissing => return Ok(None),
             other => other?,
         };
-        let mut there = Vec::new();
-        Read::take(&mut file, body.len() as u64 + 1)
-            .read_to_end(&mut there)
-            .map_err(failed("reading", key))?;
-        Ok(Some(if there == body { Created::Same } else { Created::Other }))
+        let (mut there, mut rest) = (vec![0; 64 * 1024], body);
+        loop {
+            let read = file.read(&mut there).map_err(failed("reading", key))?;
+            match rest.strip_prefix(&there[..read]) {
+                Some([]) if read == 0 => return Ok(Some(Created::Same)),
+                Some(after) if read > 0 => rest = after,
+                _ => return Ok(Some(Created::Other)),
+            }
+        }
     }
 
     /// Deletes objects, and syncs each folder once in which a name went.

@@ -51,7 +51,14 @@ impl Tools {
     /// # Errors
     /// [`ToolMissing`](ErrorKind::ToolMissing), naming the package to install.
     pub fn find(&self, program: &str, major: u32) -> Result<Tool> {
-        let found = self.folders().iter().filter_map(|folder| probe(&folder.join(program))).collect();
+        let mut found = Vec::new();
+        for folder in self.folders() {
+            found.extend(probe(&folder.join(program)));
+            // None is better, and Debian's wrapper takes its time to answer.
+            if found.last().is_some_and(|tool| tool.major == major) {
+                break;
+            }
+        }
         choose(found, program, major, None)
     }
 

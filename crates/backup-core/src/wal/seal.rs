@@ -14,10 +14,10 @@ use crate::store::{Created, Store};
 
 /// Stored bytes up to this length stay in memory, and are stored with one request. It is also the length of a
 /// chunk of a longer upload.
-const IN_MEMORY: usize = 8 * 1024 * 1024;
+const IN_MEMORY: usize = 6 * 1024 * 1024;
 
 /// Bytes that a thread compresses at a time: the server waits for its segment, and has no other one meanwhile.
-const JOB: u32 = 1024 * 1024;
+const JOB: u32 = 512 * 1024;
 
 /// How many threads compress one file.
 fn workers() -> u32 {
@@ -141,13 +141,16 @@ impl Sealed {
             SpooledData::OnDisk(file) => file,
         };
         let mut upload = store.upload(key).await?;
-        loop {
-            let mut chunk = Vec::new();
-            let read = Read::by_ref(&mut file).take(IN_MEMORY as u64).read_to_end(&mut chunk);
-            if read.map_err(|e| Error::io("reading sealed WAL", e))? == 0 {
-                break;
-            }
-            if let Err(error) = upload.write(chunk.into()).await {
+        let mut left = self.bytes;
+        while left > 0 {
+            let mut chunk = vec![0; usize::try_from(left).unwrap_or(IN_MEMORY).min(IN_MEMORY)];
+            left -= chunk.len() as u64;
+            let read = file.read_exact(&mut chunk).map_err(|e| Error::io("reading sealed WAL", e));
+            let written = match read {
+                Ok(()) => upload.write(chunk.into()).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
                 // What cannot be thrown away is swept later.
                 let _ = upload.abort().await;
                 return Err(error);

@@ -136,8 +136,8 @@ impl Dump {
         worker::write(&mut *part, &toc.to_bytes()).await?;
         let toc_part = part.finish().await?;
 
-        let tasks = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs, self.sizes);
-        let work = Arc::new(Work::new(tables, tasks));
+        let plan = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs, self.sizes);
+        let work = Arc::new(Work::new(tables, plan));
         let mut workers = Vec::new();
         for _ in 0..ctx.jobs {
             let mut own = session.copy_session().await?;
@@ -347,8 +347,9 @@ impl Dumper for Dump {
         KIND
     }
 
+    /// What each session copies, and what it copied before that is not stored yet.
     fn max_open(&self, jobs: usize) -> usize {
-        jobs
+        2 * jobs
     }
 
     fn working_bytes(&self) -> usize {

@@ -14,6 +14,10 @@ const PACK_TABLES: usize = 2000;
 const RANGE_BYTES: std::ops::RangeInclusive<u64> = 32 * MIB..=1024 * MIB;
 /// So many pieces a session, so that all sessions end at about the same time.
 const PIECES_A_JOB: u64 = 6;
+/// A table of up to so many times what each session reads is read by one. To compress rows takes longer than to read
+/// them, so this keeps as many cores busy. Ranges of blocks cost the server more: it reads them without its ring of
+/// buffers for large tables, and puts out of its cache what others use (`heap_beginscan` and `initscan` in `heapam.c`).
+const WHOLE_SHARES: u64 = 2;
 
 /// What is a small table, and what is read as one range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,23 +25,25 @@ pub(super) struct Sizes {
     small_table: u64,
     largest_range: u64,
     smallest_range: u64,
+    whole_shares: u64,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
         let (smallest_range, largest_range) = RANGE_BYTES.into_inner();
-        Self { small_table: SMALL_TABLE, smallest_range, largest_range }
+        Self { small_table: SMALL_TABLE, smallest_range, largest_range, whole_shares: WHOLE_SHARES }
     }
 }
 
 impl Sizes {
-    /// Ranges of this size, and no table that is larger than one in a pack.
+    /// Ranges of this size, no table that is larger than one in a pack, and none read whole that can be divided.
     pub(super) fn of(range_bytes: u64) -> Self {
         let range_bytes = range_bytes.max(1);
         Self {
             small_table: SMALL_TABLE.min(range_bytes),
             smallest_range: range_bytes,
             largest_range: range_bytes,
+            whole_shares: 0,
         }
     }
 }
@@ -45,22 +51,31 @@ impl Sizes {
 /// A piece of work for one session. Tables are numbers in the list of tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Rows of a table; which chunk of it they are.
-    Rows { table: usize, blocks: Option<Blocks>, chunk: usize },
+    /// Rows of a table, or of some of its blocks.
+    Rows { table: usize, blocks: Option<Blocks> },
     /// Small tables, one after another into one part.
     Pack(Vec<usize>),
     /// Large objects with OIDs of this range.
     LargeObjects { from: u32, to: u32 },
 }
 
-/// The tasks, largest first: with the small ones last no session waits long for another.
+/// What is to be done.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The largest first: with the small ones last no session waits long for another.
+    pub(super) tasks: VecDeque<Task>,
+    /// Rows are stored in chunks of about so many bytes, which sessions of a restore can share.
+    pub(super) chunk_bytes: u64,
+}
+
+/// Divides the work.
 pub(super) fn plan(
     tables: &[Table],
     large_objects: &[(u32, u32)],
     large_object_bytes: u64,
     jobs: usize,
     sizes: Sizes,
-) -> VecDeque<Task> {
+) -> Plan {
     let all: u64 = tables.iter().map(|table| table.bytes).sum::<u64>() + large_object_bytes;
     let range_bytes = (all / (jobs as u64 * PIECES_A_JOB)).clamp(sizes.smallest_range, sizes.largest_range);
     let mut weighed = Vec::new();
@@ -76,8 +91,9 @@ pub(super) fn plan(
             continue;
         }
         let pieces = table.bytes.div_ceil(range_bytes).clamp(1, table.blocks.max(1));
-        if pieces == 1 || !table.is_divisible() {
-            weighed.push((table.bytes, Task::Rows { table: number, blocks: None, chunk: 0 }));
+        let share = all / jobs as u64;
+        if pieces == 1 || !table.is_divisible() || table.bytes <= share * sizes.whole_shares {
+            weighed.push((table.bytes, Task::Rows { table: number, blocks: None }));
             continue;
         }
         let blocks = table.blocks.div_ceil(pieces);
@@ -85,8 +101,7 @@ pub(super) fn plan(
         for piece in 0..pieces {
             let to = (piece + 1 < pieces).then_some((piece + 1) * blocks);
             let range = Blocks { from: piece * blocks, to };
-            let chunk = usize::try_from(piece).unwrap_or(usize::MAX);
-            weighed.push((table.bytes / pieces, Task::Rows { table: number, blocks: Some(range), chunk }));
+            weighed.push((table.bytes / pieces, Task::Rows { table: number, blocks: Some(range) }));
         }
     }
     if !pack.is_empty() {
@@ -96,7 +111,7 @@ pub(super) fn plan(
     weighed
         .extend(large_objects.iter().map(|(from, to)| (each, Task::LargeObjects { from: *from, to: *to })));
     weighed.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
-    weighed.into_iter().map(|(_, task)| task).collect()
+    Plan { tasks: weighed.into_iter().map(|(_, task)| task).collect(), chunk_bytes: range_bytes }
 }
 
 #[cfg(test)]
@@ -118,23 +133,23 @@ mod tests {
             sizes in proptest::collection::vec((0_u64..2_000_000, 0_u64..4 << 30), 0..20), jobs in 1_usize..9
         ) {
             let tables: Vec<Table> = sizes.iter().map(|(blocks, toast)| table(*blocks, *toast)).collect();
-            let tasks = plan(&tables, &[], 0, jobs, Sizes::default());
+            let tasks = plan(&tables, &[], 0, jobs, Sizes::default()).tasks;
             for (number, table) in tables.iter().enumerate() {
                 let packs = tasks.iter().filter(|t| matches!(t, Task::Pack(pack) if pack.contains(&number))).count();
                 let mut ranges: Vec<_> = tasks.iter().filter_map(|t| match t {
-                    Task::Rows { table, blocks, chunk } if *table == number => Some((*chunk, *blocks)),
+                    Task::Rows { table, blocks } if *table == number => Some(*blocks),
                     _ => None,
                 }).collect();
-                ranges.sort_by_key(|(chunk, _)| *chunk);
-                if let [(0, None)] = ranges[..] {
+                ranges.sort_by_key(|blocks| blocks.map(|blocks| blocks.from));
+                if let [None] = ranges[..] {
                     proptest::prop_assert_eq!(packs, 0);
                     continue;
                 }
                 proptest::prop_assert_eq!(packs, usize::from(ranges.is_empty()));
                 let mut next = 0;
-                for (i, (chunk, blocks)) in ranges.iter().enumerate() {
+                for (i, blocks) in ranges.iter().enumerate() {
                     let blocks = blocks.unwrap();
-                    proptest::prop_assert_eq!((*chunk, blocks.from), (i, next));
+                    proptest::prop_assert_eq!(blocks.from, next);
                     proptest::prop_assert_eq!(blocks.to.is_none(), i + 1 == ranges.len());
                     next = blocks.to.unwrap_or_default();
                     proptest::prop_assert!(blocks.to.is_none_or(|to| to > blocks.from && to < table.blocks));
@@ -145,7 +160,19 @@ mod tests {
 
     #[test]
     fn toast_counts_when_a_table_is_divided() {
-        let tasks = plan(&[table(3000, 4 << 30)], &[], 0, 2, Sizes::default());
+        let tasks = plan(&[table(3000, 4 << 30)], &[], 0, 3, Sizes::default()).tasks;
         assert!(tasks.len() >= 8, "{tasks:?}");
+    }
+
+    #[test]
+    fn a_table_is_divided_only_where_its_session_would_be_the_last() {
+        let of = |table: usize, tasks: &VecDeque<Task>| {
+            tasks.iter().filter(|t| matches!(t, Task::Rows { table: of, .. } if *of == table)).count()
+        };
+        let tables = [table(600_000, 0), table(200_000, 0), table(200_000, 0)];
+        for (jobs, pieces) in [(1, 1), (2, 1), (3, 1), (4, 15), (8, 29)] {
+            let tasks = plan(&tables, &[], 0, jobs, Sizes::default()).tasks;
+            assert_eq!((of(0, &tasks), of(1, &tasks), of(2, &tasks)), (pieces, 1, 1), "{jobs} jobs");
+        }
     }
 }

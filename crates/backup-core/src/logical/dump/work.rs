@@ -5,12 +5,14 @@ use std::sync::Mutex;
 
 use super::super::contents::{Chunk, LargeObjectsContents, TableContents};
 use super::super::fingerprint::Fingerprint;
-use super::plan::Task;
+use super::plan::{Plan, Task};
 use super::tables::Table;
-use super::worker::{Done, Locks, locked};
+use super::worker::{Done, Locks, Place, locked};
 
 pub(super) struct Work {
     pub(super) tables: Vec<Table>,
+    /// Bytes of rows from which on they go into the next chunk.
+    pub(super) chunk_bytes: u64,
     tasks: Mutex<VecDeque<Task>>,
     /// Tasks for the session that holds the locks.
     left: Mutex<VecDeque<Task>>,
@@ -19,10 +21,11 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(tables: Vec<Table>, tasks: VecDeque<Task>) -> Self {
+    pub(super) fn new(tables: Vec<Table>, plan: Plan) -> Self {
         Self {
             tables,
-            tasks: Mutex::new(tasks),
+            chunk_bytes: plan.chunk_bytes,
+            tasks: Mutex::new(plan.tasks),
             left: Mutex::default(),
             done: Mutex::default(),
             large_objects: Mutex::new(LargeObjectsContents { parts: Vec::new(), count: 0, bytes: 0 }),
@@ -59,12 +62,12 @@ impl Work {
 
     /// What there is at the end: the tables in the order of the table of contents, and the large objects.
     pub(super) fn take(&self) -> (Vec<TableContents>, LargeObjectsContents) {
-        let mut by_table: BTreeMap<usize, (Fingerprint, BTreeMap<usize, Chunk>)> = BTreeMap::new();
+        let mut by_table: BTreeMap<usize, (Fingerprint, BTreeMap<Place, Chunk>)> = BTreeMap::new();
         for done in std::mem::take(&mut *locked(&self.done)) {
             let (rows, chunks) = by_table.entry(done.table).or_default();
             rows.add_all(done.rows);
             if let Some(chunk) = done.chunk {
-                chunks.insert(done.number, chunk);
+                chunks.insert(done.place, chunk);
             }
         }
         let tables = by_table.into_iter().map(|(number, (rows, chunks))| {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use tokio::task::JoinHandle;
 
 use super::super::contents::Chunk;
 use super::super::fingerprint::{Fingerprint, RowHasher};
@@ -34,19 +35,25 @@ pub(super) struct Worker {
     locks: Locks,
     work: Arc<Work>,
     parts: Arc<dyn PartSink>,
+    /// A part that is being stored while the next rows come: a disk takes its time to sync it, and a store in the
+    /// cloud to put its chunks together.
+    ending: Option<JoinHandle<Result<()>>>,
 }
 
-/// Rows of a table, or of a chunk, that are stored.
+/// Where a chunk stands among those of its table: the first block of its range, and its number in that.
+pub(super) type Place = (u64, usize);
+
+/// Rows of a table, all or a chunk of them, that are stored.
 pub(super) struct Done {
     pub(super) table: usize,
-    pub(super) number: usize,
+    pub(super) place: Place,
     pub(super) chunk: Option<Chunk>,
     pub(super) rows: Fingerprint,
 }
 
 /// What came of copying a table into a pack.
 enum Small {
-    Fits(BytesMut, Fingerprint),
+    Fits(Bytes, Fingerprint),
     /// It is larger as text than the server counts.
     TooLarge,
     /// Another process wants it alone, and has to wait until the backup is done.
@@ -55,7 +62,7 @@ enum Small {
 
 impl Worker {
     pub(super) fn new(session: CopySession, locks: Locks, work: Arc<Work>, parts: Arc<dyn PartSink>) -> Self {
-        Self { session, locks, work, parts }
+        Self { session, locks, work, parts, ending: None }
     }
 
     /// Takes tasks until there are none.
@@ -66,13 +73,14 @@ impl Worker {
         while let Some(task) = self.work.next(self.locks) {
             self.task(task).await?;
         }
+        self.settle().await?;
         self.session.close().await;
         Ok(())
     }
 
     async fn task(&mut self, task: Task) -> Result<()> {
         match task {
-            Task::Rows { table, blocks, chunk } => self.rows(table, blocks, chunk).await,
+            Task::Rows { table, blocks } => self.rows(table, blocks).await,
             Task::Pack(tables) => self.pack(tables).await,
             Task::LargeObjects { from, to } => {
                 let done = large_objects::copy(&mut self.session, &*self.parts, from, to).await?;
@@ -82,42 +90,76 @@ impl Worker {
         }
     }
 
-    /// Copies rows into a part of their own.
-    async fn rows(&mut self, number: usize, blocks: Option<Blocks>, chunk: usize) -> Result<()> {
+    /// Copies rows into parts of their own.
+    async fn rows(&mut self, number: usize, blocks: Option<Blocks>) -> Result<()> {
         let work = Arc::clone(&self.work);
         let table = &work.tables[number];
         if !self.start(table, blocks).await? {
-            self.work.leave(Task::Rows { table: number, blocks, chunk });
+            self.work.leave(Task::Rows { table: number, blocks });
             return Ok(());
         }
         let name = format!("{}.{}", table.schema, table.name);
         let mut part: Option<Box<dyn PartWriter>> = None;
-        let (mut hasher, mut collected, mut bytes) = (RowHasher::default(), BytesMut::new(), 0_u64);
+        let (mut hasher, mut text, mut rows) = (RowHasher::default(), Text::default(), 0);
+        let (mut bytes, mut place) = (0_u64, (blocks.map_or(0, |blocks| blocks.from), 0));
         loop {
-            let more = self.copied(table, &mut hasher, &mut collected).await?;
-            if collected.len() >= PIECE_BYTES || (!more && !collected.is_empty()) {
-                let piece = collected.split().freeze();
+            let more = self.copied(table, &mut hasher, &mut text).await?;
+            let is_whole = !more || (bytes + text.bytes.len() as u64 >= work.chunk_bytes && text.rows > 0);
+            if text.bytes.len() >= PIECE_BYTES || is_whole {
+                // The beginning of a row belongs to the next chunk.
+                let piece = if is_whole { text.take_rows() } else { text.take() };
                 bytes += piece.len() as u64;
-                let part = match &mut part {
-                    Some(part) => part,
-                    None => part.insert(
-                        self.parts.open(PartSpec { kind: COPY.to_owned(), name: name.clone() }).await?,
-                    ),
-                };
-                part.write(piece).await?;
+                if !piece.is_empty() {
+                    let part = match &mut part {
+                        Some(part) => part,
+                        None => part.insert(
+                            self.parts.open(PartSpec { kind: COPY.to_owned(), name: name.clone() }).await?,
+                        ),
+                    };
+                    part.write(piece).await?;
+                }
+            }
+            if is_whole {
+                let ended = std::mem::take(&mut hasher.done);
+                rows += ended.rows;
+                let done = move |chunk| Done { table: number, place, chunk, rows: ended };
+                match part.take() {
+                    Some(part) => {
+                        let chunk = move |part| Chunk { part, bytes, rows: ended.rows };
+                        self.end(part, move |part| vec![done(Some(chunk(part)))]).await?;
+                    }
+                    None => self.work.done(done(None)),
+                }
+                (bytes, place.1) = (0, place.1 + 1);
             }
             if !more {
                 break;
             }
         }
-        self.stop(table, hasher.done).await?;
-        let chunk_rows = hasher.done.rows;
-        let stored = match part {
-            Some(part) => Some(Chunk { part: part.finish().await?, bytes, rows: chunk_rows }),
-            None => None,
-        };
-        self.work.done(Done { table: number, number: chunk, chunk: stored, rows: hasher.done });
+        self.stop(table, rows).await
+    }
+
+    /// Ends a part beside what comes next.
+    async fn end(
+        &mut self,
+        part: Box<dyn PartWriter>,
+        done: impl FnOnce(u32) -> Vec<Done> + Send + 'static,
+    ) -> Result<()> {
+        self.settle().await?;
+        let work = Arc::clone(&self.work);
+        self.ending = Some(tokio::spawn(async move {
+            for done in done(part.finish().await?) {
+                work.done(done);
+            }
+            Ok(())
+        }));
         Ok(())
+    }
+
+    /// Waits until every part that was ended is stored.
+    async fn settle(&mut self) -> Result<()> {
+        let Some(ending) = self.ending.take() else { return Ok(()) };
+        ending.await.unwrap_or_else(|e| Err(Error::internal("storing rows failed").caused_by(e)))
     }
 
     /// Copies small tables into one part, a tar archive.
@@ -129,7 +171,7 @@ impl Worker {
             let table = &work.tables[number];
             match self.small(table).await? {
                 Small::Fits(text, rows) if text.is_empty() => {
-                    self.work.done(Done { table: number, number: 0, chunk: None, rows });
+                    self.work.done(Done { table: number, place: (0, 0), chunk: None, rows });
                 }
                 Small::Fits(text, rows) => {
                     let part = if let Some(part) = &mut part {
@@ -140,37 +182,40 @@ impl Worker {
                     };
                     let bytes = text.len() as u64;
                     part.write(tar_writer::member(&format!("{}.dat", table.entry), bytes)).await?;
-                    part.write(text.freeze()).await?;
+                    part.write(text).await?;
                     part.write(tar_writer::filling(bytes)).await?;
                     members.push((number, bytes, rows));
                 }
-                Small::TooLarge => self.work.put_back(Task::Rows { table: number, blocks: None, chunk: 0 }),
-                Small::Wanted => self.work.leave(Task::Rows { table: number, blocks: None, chunk: 0 }),
+                Small::TooLarge => self.work.put_back(Task::Rows { table: number, blocks: None }),
+                Small::Wanted => self.work.leave(Task::Rows { table: number, blocks: None }),
             }
         }
         let Some(mut part) = part else { return Ok(()) };
         part.write(tar_writer::end()).await?;
-        let part = part.finish().await?;
-        for (table, bytes, rows) in members {
-            let chunk = Some(Chunk { part, bytes, rows: rows.rows });
-            self.work.done(Done { table, number: 0, chunk, rows });
-        }
-        Ok(())
+        let done = |part| {
+            let done = |(table, bytes, rows): (usize, u64, Fingerprint)| {
+                let chunk = Some(Chunk { part, bytes, rows: rows.rows });
+                Done { table, place: (0, 0), chunk, rows }
+            };
+            members.into_iter().map(done).collect()
+        };
+        self.end(part, done).await
     }
 
     async fn small(&mut self, table: &Table) -> Result<Small> {
         if !self.start(table, None).await? {
             return Ok(Small::Wanted);
         }
-        let (mut hasher, mut text, mut fits) = (RowHasher::default(), BytesMut::new(), true);
+        let (mut hasher, mut text, mut fits) = (RowHasher::default(), Text::default(), true);
         while self.copied(table, &mut hasher, &mut text).await? {
-            if text.len() > MEMBER_BYTES {
-                text.clear();
+            if text.bytes.len() > MEMBER_BYTES {
+                text.take();
                 fits = false;
             }
         }
-        self.stop(table, hasher.done).await?;
-        Ok(if fits && text.len() <= MEMBER_BYTES { Small::Fits(text, hasher.done) } else { Small::TooLarge })
+        self.stop(table, hasher.done.rows).await?;
+        let fits = fits && text.bytes.len() <= MEMBER_BYTES;
+        Ok(if fits { Small::Fits(text.take(), hasher.done) } else { Small::TooLarge })
     }
 
     /// Begins to copy. False where another process wants the table alone: it waits for this backup's lock, and a
@@ -197,25 +242,53 @@ impl Worker {
         }
     }
 
-    async fn copied(&mut self, table: &Table, hasher: &mut RowHasher, text: &mut BytesMut) -> Result<bool> {
+    async fn copied(&mut self, table: &Table, hasher: &mut RowHasher, text: &mut Text) -> Result<bool> {
         let more = self.session.copied(|piece, ends| {
             hasher.piece(piece, ends);
-            text.extend_from_slice(piece);
+            text.add(piece, ends);
         });
         more.await.map_err(|e| of_table(e, table))
     }
 
     /// Ends a copy; the server and we must have counted the same.
-    async fn stop(&mut self, table: &Table, rows: Fingerprint) -> Result<()> {
+    async fn stop(&mut self, table: &Table, rows: u64) -> Result<()> {
         let said = self.session.copied_out().await.map_err(|e| of_table(e, table))?;
-        if said == rows.rows {
+        if said == rows {
             return Ok(());
         }
         let message = format!(
             "the server says that it copied {said} rows of {}.{}, and {} came",
-            table.schema, table.name, rows.rows
+            table.schema, table.name, rows
         );
         Err(Error::new(ErrorKind::ConnectionLost, message))
+    }
+}
+
+/// Rows as they come.
+#[derive(Default)]
+struct Text {
+    bytes: BytesMut,
+    /// Bytes of the rows that have ended.
+    rows: usize,
+}
+
+impl Text {
+    fn add(&mut self, piece: &[u8], ends: bool) {
+        self.bytes.extend_from_slice(piece);
+        if ends {
+            self.rows = self.bytes.len();
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        self.rows = 0;
+        self.bytes.split().freeze()
+    }
+
+    /// The rows that have ended.
+    fn take_rows(&mut self) -> Bytes {
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes.split_to(rows).freeze()
     }
 }
 

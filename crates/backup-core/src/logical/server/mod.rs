@@ -148,7 +148,7 @@ impl Dumper for ServerDump {
     }
 
     fn max_open(&self, jobs: usize) -> usize {
-        jobs
+        Dump::new(self.connection.clone()).max_open(jobs)
     }
 
     fn working_bytes(&self) -> usize {
