@@ -38,8 +38,18 @@ pub(super) struct Definitions<'a> {
     failures: Mutex<Vec<Failure>>,
     /// Whether nothing is left out.
     everything: bool,
-    /// Lists of what is built as soon as a table has its rows, by the number of the rows' entry.
-    early: HashMap<i32, Vec<String>>,
+    /// What is built as soon as a table has its rows, by the number of the rows' entry.
+    early: HashMap<i32, Vec<Early>>,
+}
+
+/// An index, or what is made of one, that needs its table alone.
+#[derive(Debug)]
+pub(super) struct Early {
+    list: String,
+    /// `ALTER TABLE` lets nobody else at the table meanwhile; `CREATE INDEX` lets others of its kind.
+    pub(super) exclusive: bool,
+    /// How many of the table can be built at once with this one.
+    pub(super) at_once: usize,
 }
 
 /// The entries of a file for `--use-list`.
@@ -66,13 +76,18 @@ impl<'a> Definitions<'a> {
         // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
         let tool = tools.find_for("pg_restore", toc.header.dump_major().max(target_major), info).await?;
         let mut files = vec![("toc.dat".to_owned(), toc.to_bytes())];
-        let mut early: HashMap<i32, Vec<String>> = HashMap::new();
+        let mut early: HashMap<i32, Vec<Early>> = HashMap::new();
         let mut is_early = HashSet::new();
         for (rows, index) in indexes(toc, large).into_iter().filter(|(_, index)| choice.has(index.id)) {
-            let name = format!("index-{}", index.id);
-            files.push((name.clone(), format!("{};\n", index.id).into_bytes()));
-            early.entry(rows).or_default().push(name);
+            let list = format!("index-{}", index.id);
+            files.push((list.clone(), format!("{};\n", index.id).into_bytes()));
+            early.entry(rows).or_default().push(Early { list, exclusive: index.kind != "INDEX", at_once: 1 });
             is_early.insert(index.id);
+        }
+        for builds in early.values_mut() {
+            builds.sort_by_key(|early| early.exclusive);
+            let shared = builds.partition_point(|early| !early.exclusive);
+            builds[..shared].iter_mut().for_each(|early| early.at_once = shared);
         }
         // Definitions of large objects and sequences' values are among the data, and need no file.
         for name in [ALL, WITHOUT_ROWS, VIEWS, LATE] {
@@ -134,13 +149,20 @@ impl<'a> Definitions<'a> {
     }
 
     /// What is built as soon as a table has its rows.
-    pub(super) fn early(&self, rows: i32) -> &[String] {
+    pub(super) fn early(&self, rows: i32) -> &[Early] {
         self.early.get(&rows).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Builds an index, or what is made of one.
-    pub(super) async fn index(&self, list: &str, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
-        self.run(&["--section=post-data"], list, 1, info, ctx).await
+    /// Builds an index, or what is made of one; with `workers` the server may take more than one process for it.
+    pub(super) async fn build(
+        &self,
+        early: &Early,
+        workers: bool,
+        info: &ConnInfo,
+        ctx: &Ctx,
+    ) -> Result<Vec<String>> {
+        let alone = (!workers).then(|| info.with_options("-c max_parallel_maintenance_workers=0"));
+        self.run(&["--section=post-data"], &early.list, 1, alone.as_ref().unwrap_or(info), ctx).await
     }
 
     /// What comes after the rows: constraints, triggers, materialized views, and indexes that are not there yet.

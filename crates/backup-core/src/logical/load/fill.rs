@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::super::archive::{Entry, Toc};
 use super::super::contents::{DatabaseContents, TableContents};
 use super::choice::Choice;
-use super::definitions::Definitions;
+use super::definitions::{Definitions, Early};
 use super::failure::Failure;
 use super::options::LoadOptions;
 use super::plan::{Plan, Task};
@@ -96,7 +96,8 @@ impl Fill<'_> {
                 };
                 let (finished, of_tables) = mpsc::unbounded_channel();
                 let permits = Arc::new(Semaphore::new(ctx.jobs));
-                let rows = self.rows(sessions, &wanted, &permits, finished, &mut filled, ctx);
+                let builds = |id: i32| definitions.early(id).len();
+                let rows = self.rows(sessions, &wanted, &builds, &permits, finished, &mut filled, ctx);
                 let indexes = self.indexes(definitions, &for_indexes, of_tables, &permits, ctx);
                 let (sessions, words) = tokio::try_join!(rows, indexes)?;
                 for session in sessions {
@@ -174,7 +175,7 @@ impl Fill<'_> {
         ctx: &Ctx,
     ) -> Result<Vec<CopySession>> {
         let (finished, _) = mpsc::unbounded_channel();
-        self.rows(sessions, wanted, &Arc::new(Semaphore::new(jobs)), finished, filled, ctx).await
+        self.rows(sessions, wanted, &|_| 0, &Arc::new(Semaphore::new(jobs)), finished, filled, ctx).await
     }
 
     /// Builds indexes of large tables as these have their rows, when a job is free.
@@ -192,10 +193,12 @@ impl Fill<'_> {
         while open || !building.is_empty() {
             tokio::select! {
                 table = of_tables.recv(), if open => match table {
-                    Some(table) => building.extend(definitions.early(table).iter().map(async |list| {
-                        let _permit = permits.acquire().await.map_err(|_| Error::cancelled())?;
-                        definitions.index(list, info, ctx).await
-                    })),
+                    Some(table) => {
+                        let turns = Arc::new(Semaphore::new(ctx.jobs));
+                        building.extend(definitions.early(table).iter().map(|early| {
+                            self.build(definitions, early, Arc::clone(&turns), info, permits, ctx)
+                        }));
+                    }
                     None => open = false,
                 },
                 Some(built) = building.next(), if !building.is_empty() => words.extend(built?),
@@ -204,10 +207,30 @@ impl Fill<'_> {
         Ok(words)
     }
 
+    /// Builds an index when it is its turn at the table, and a job is free.
+    async fn build(
+        &self,
+        definitions: &Definitions<'_>,
+        early: &Early,
+        turns: Arc<Semaphore>,
+        info: &ConnInfo,
+        permits: &Semaphore,
+        ctx: &Ctx,
+    ) -> Result<Vec<String>> {
+        // Who would wait for the server's lock must not keep others from working.
+        let wanted = if early.exclusive { u32::try_from(ctx.jobs).unwrap_or(u32::MAX) } else { 1 };
+        let _turn = turns.acquire_many(wanted).await.map_err(|_| Error::cancelled())?;
+        let _permit = permits.acquire().await.map_err(|_| Error::cancelled())?;
+        // Several processes for one index cost more than one does: only where they would be idle otherwise.
+        let workers = early.at_once < ctx.jobs && permits.available_permits() > 0;
+        definitions.build(early, workers, info, ctx).await
+    }
+
     async fn rows(
         &self,
         sessions: Vec<CopySession>,
         wanted: &(dyn Fn(i32) -> bool + Sync),
+        builds: &(dyn Fn(i32) -> usize + Sync),
         permits: &Arc<Semaphore>,
         finished: mpsc::UnboundedSender<i32>,
         filled: &mut Filled,
@@ -215,7 +238,8 @@ impl Fill<'_> {
     ) -> Result<Vec<CopySession>> {
         // Rows have the numbers that their entries have in the backup.
         let of_backup = self.renamed.map_or(self.toc, |renamed| &renamed.toc);
-        let plan = Plan::new(of_backup, self.database, &**self.source, permits.available_permits(), wanted)?;
+        let jobs = permits.available_permits();
+        let plan = Plan::new(of_backup, self.database, &**self.source, jobs, wanted, builds)?;
         let Plan { mut tables, first, then } = plan;
         for (id, table) in &mut tables {
             if let Some(entry) = self.renamed.and_then(|renamed| renamed.rows.get(id)) {

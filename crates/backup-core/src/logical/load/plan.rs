@@ -8,6 +8,9 @@ use super::super::contents::{Chunk, DatabaseContents, TableContents};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
 
+/// To build an index takes about this part of the time that it takes to load the rows.
+const INDEX_SHARE: u64 = 5;
+
 /// A table that is loaded.
 #[derive(Debug, Clone)]
 pub(super) struct Rows {
@@ -40,20 +43,21 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Of the entries that are `wanted`.
+    /// Of the entries that are `wanted`; `builds` says how many indexes are built once a table has its rows.
     pub(super) fn new(
         toc: &Toc,
         database: &DatabaseContents,
         source: &dyn PartSource,
         jobs: usize,
         wanted: &dyn Fn(i32) -> bool,
+        builds: &dyn Fn(i32) -> usize,
     ) -> Result<Self> {
         let kinds: HashMap<u32, String> = source.parts().into_iter().map(|p| (p.part, p.spec.kind)).collect();
         let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
         let tables = || database.tables.iter().filter(|table| wanted(table.entry));
-        let all: u64 = tables().map(|table| table.bytes).sum();
-        // One session can freeze what it loads, several cannot: so a table is shared only where one session alone
-        // would still load it when the others have nothing left.
+        let work =
+            |table: &TableContents| table.bytes + table.bytes / INDEX_SHARE * builds(table.entry) as u64;
+        let all: u64 = tables().map(work).sum();
         let mut plan = Self { tables: HashMap::new(), first: Vec::new(), then: VecDeque::new() };
         let (mut packs, mut weighed) = (BTreeMap::<u32, u64>::new(), Vec::new());
         for table in tables() {
@@ -89,7 +93,7 @@ impl Plan {
                 for chunk in &table.chunks {
                     *packs.entry(chunk.part).or_default() += chunk.bytes;
                 }
-            } else if table.bytes > all / jobs as u64 * 21 / 20 && table.chunks.len() > 1 {
+            } else if is_shared(table.bytes, all - work(table), jobs) && table.chunks.len() > 1 {
                 for chunk in &table.chunks {
                     let task = Task::Chunks { table: table.entry, chunks: vec![chunk.clone()], alone: false };
                     weighed.push((chunk.bytes, task));
@@ -113,7 +117,32 @@ impl Plan {
     }
 }
 
+/// Whether several sessions load a table, with so much work beside it. One session alone writes rows frozen, which
+/// saves work later, and keeps autovacuum away, for which the first index would wait: so it may take a quarter longer
+/// than the others.
+fn is_shared(bytes: u64, beside: u64, jobs: usize) -> bool {
+    bytes > (beside + bytes) / jobs as u64 * 5 / 4
+}
+
 fn unknown(table: &TableContents) -> Error {
     let message = format!("the table of contents does not know the rows of {}.{}", table.schema, table.name);
     Error::new(ErrorKind::Integrity, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_shared_where_its_session_would_be_the_last() {
+        for (bytes, beside, jobs, shared) in [
+            (100, 0, 1, false),
+            (100, 0, 2, true),
+            (100, 50, 2, true),
+            (100, 70, 2, false),
+            (100, 200, 4, true),
+        ] {
+            assert_eq!(is_shared(bytes, beside, jobs), shared, "{bytes} {beside} {jobs}");
+        }
+    }
 }

@@ -131,7 +131,8 @@ impl Worker {
                         open = entry.and_then(|id: i32| work.tables.get(&id));
                         open = open.filter(|table| table.of_extension == of_extensions);
                         if let Some(table) = open
-                            && let Err(error) = self.start(table, !of_extensions).await
+                            // Small ones are not worth the files that TRUNCATE makes and the sync of its commit.
+                            && let Err(error) = self.start(table, false).await
                         {
                             self.goes_on(error, table).await?;
                             open = None;
