@@ -17,9 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::CopySession;
 
 /// Rows are given to a part in pieces of about this size.
-const PIECE_BYTES: usize = 1024 * 1024;
+const PIECE_BYTES: usize = 128 * 1024;
 /// Rows of a table in a pack are collected first: a member's header says its size.
-const MEMBER_BYTES: usize = 4 * PIECE_BYTES;
+const MEMBER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Whether a session must lock a table before it reads it.
 #[derive(Clone, Copy, PartialEq, Eq)]
