@@ -85,9 +85,10 @@ impl<'a> Definitions<'a> {
             is_early.insert(index.id);
         }
         for builds in early.values_mut() {
-            builds.sort_by_key(|early| early.exclusive);
-            let shared = builds.partition_point(|early| !early.exclusive);
-            builds[..shared].iter_mut().for_each(|early| early.at_once = shared);
+            // Those that lock others out first: what goes on beside them is of other tables, which have theirs now.
+            builds.sort_by_key(|early| !early.exclusive);
+            let shared = builds.iter().filter(|early| !early.exclusive).count();
+            builds.iter_mut().filter(|early| !early.exclusive).for_each(|early| early.at_once = shared);
         }
         // Definitions of large objects and sequences' values are among the data, and need no file.
         for name in [ALL, WITHOUT_ROWS, VIEWS, LATE] {

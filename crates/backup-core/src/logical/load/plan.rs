@@ -24,7 +24,8 @@ pub(super) struct Rows {
 /// A piece of work for one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Chunks of a table, by one COPY. Alone where no other session loads into the table.
+    /// Chunks of a table, by one COPY. Alone where no other session loads into the table; otherwise a session that took
+    /// some takes more of them within the same COPY.
     Chunks { table: i32, chunks: Vec<Chunk>, alone: bool },
     /// The tables of a pack that extensions made, or the others.
     Pack { part: u32, of_extensions: bool },
@@ -117,11 +118,10 @@ impl Plan {
     }
 }
 
-/// Whether several sessions load a table, with so much work beside it. One session alone writes rows frozen, which
-/// saves work later, and keeps autovacuum away, for which the first index would wait: so it may take a quarter longer
-/// than the others.
+/// Whether several sessions load a table, with so much work beside it. One session can freeze what it loads, several
+/// cannot: so a table is shared only where one session alone would still load it when the others have nothing left.
 fn is_shared(bytes: u64, beside: u64, jobs: usize) -> bool {
-    bytes > (beside + bytes) / jobs as u64 * 5 / 4
+    bytes > (beside + bytes) / jobs as u64 * 21 / 20
 }
 
 fn unknown(table: &TableContents) -> Error {

@@ -37,6 +37,19 @@ pub(super) struct Work {
     pub(super) failures: Option<Mutex<Vec<Failure>>>,
 }
 
+impl Work {
+    /// More chunks for a COPY into a table that sessions share, where they are next.
+    fn more(&self, shared: i32) -> Vec<Chunk> {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_next =
+            |task: &Task| matches!(task, Task::Chunks { table, alone: false, .. } if *table == shared);
+        match tasks.front().is_some_and(is_next).then(|| tasks.pop_front()).flatten() {
+            Some(Task::Chunks { chunks, .. }) => chunks,
+            _ => Vec::new(),
+        }
+    }
+}
+
 pub(super) struct Worker {
     pub(super) session: CopySession,
     pub(super) work: Arc<Work>,
@@ -73,7 +86,7 @@ impl Worker {
 
     pub(super) async fn task(&mut self, task: Task) -> Result<()> {
         match task {
-            Task::Chunks { table, chunks, alone } => self.chunks(table, &chunks, alone).await,
+            Task::Chunks { table, chunks, alone } => self.chunks(table, chunks, alone).await,
             Task::Pack { part, of_extensions } => self.pack(part, of_extensions).await,
             Task::LargeObjects(part) => {
                 let source = Arc::clone(&self.work.source);
@@ -82,15 +95,16 @@ impl Worker {
         }
     }
 
-    async fn chunks(&mut self, number: i32, chunks: &[Chunk], alone: bool) -> Result<()> {
+    async fn chunks(&mut self, number: i32, chunks: Vec<Chunk>, alone: bool) -> Result<()> {
         let work = Arc::clone(&self.work);
         let table = work.tables.get(&number).ok_or_else(|| Error::internal("a task without its table"))?;
-        if let Err(error) = self.copy_chunks(&work, table, chunks, alone).await {
+        let mut tasks = 1;
+        if let Err(error) = self.copy_chunks(number, table, chunks, alone, &mut tasks).await {
             self.goes_on(error, table).await?;
         }
         let mut waiting = work.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = waiting.get_mut(&number) {
-            *waiting -= 1;
+            *waiting -= tasks;
             if *waiting == 0 {
                 // Nobody listens where indexes come later.
                 let _ = self.finished.send(number);
@@ -99,15 +113,31 @@ impl Worker {
         Ok(())
     }
 
-    async fn copy_chunks(&mut self, work: &Work, table: &Rows, chunks: &[Chunk], alone: bool) -> Result<()> {
+    /// One COPY. As long as it is not committed, autovacuum does not hear of the rows: it would read them again while
+    /// they are loaded, and the first index would wait for it.
+    async fn copy_chunks(
+        &mut self,
+        number: i32,
+        table: &Rows,
+        mut chunks: Vec<Chunk>,
+        alone: bool,
+        tasks: &mut usize,
+    ) -> Result<()> {
+        let work = Arc::clone(&self.work);
         self.start(table, alone).await?;
-        for chunk in chunks {
-            let mut data = work.source.open(chunk.part).await?;
-            while let Some(bytes) = data.next().await {
-                self.send(table, bytes?).await?;
+        let mut rows = 0;
+        while !chunks.is_empty() {
+            for chunk in &chunks {
+                let mut data = work.source.open(chunk.part).await?;
+                while let Some(bytes) = data.next().await {
+                    self.send(table, bytes?).await?;
+                }
+                rows += chunk.rows;
             }
+            chunks = if alone { Vec::new() } else { work.more(number) };
+            *tasks += usize::from(!chunks.is_empty());
         }
-        self.stop(table, chunks.iter().map(|chunk| chunk.rows).sum()).await
+        self.stop(table, rows).await
     }
 
     async fn pack(&mut self, part: u32, of_extensions: bool) -> Result<()> {
