@@ -7,17 +7,20 @@ use crate::dumper::Ctx;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{CopySession, Session, quote_literal};
 
-/// Names as bytes in hexadecimal digits: in the encoding of the database, which may be none.
+/// Tables that were not analyzed yet, but perhaps by autovacuum while they were loaded. Names as bytes in hexadecimal
+/// digits: in the encoding of the database, which may be none.
 const NAMES: &str = "SELECT pg_catalog.encode(pg_catalog.convert_to(pg_catalog.format('%I.%I', n.nspname, c.relname), \
      pg_catalog.getdatabaseencoding()), 'hex') \
      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+     AND pg_catalog.pg_stat_get_last_analyze_time(c.oid) IS NULL \
      ORDER BY c.relpages DESC";
 
 /// Names of tables as SQL, in the encoding of the database.
 type Names = Mutex<VecDeque<Vec<u8>>>;
 
-/// Every table of the database that may have rows, the largest first, as SQL in the encoding of the database.
+/// Every table of the database that may have rows and was not analyzed yet, the largest first, as SQL in the encoding of
+/// the database.
 pub(super) async fn names(session: &Session) -> Result<Vec<Vec<u8>>> {
     Ok(session.rows(NAMES).await?.into_iter().filter_map(|row| unhex(&row.into_iter().next()??)).collect())
 }
@@ -30,9 +33,10 @@ pub(super) async fn analyze(
     names: Vec<Vec<u8>>,
     ctx: &Ctx,
 ) -> Result<Vec<String>> {
+    let count = names.len();
     let names = Arc::new(Names::new(names.into()));
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..ctx.jobs {
+    for _ in 0..ctx.jobs.min(count) {
         let mut own = session.copy_session().await?;
         own.rows(format!("SET client_encoding = {}", quote_literal(encoding))).await?;
         tasks.spawn(of_tables(own, Arc::clone(&names)));

@@ -40,6 +40,8 @@ pub(super) struct Definitions<'a> {
     everything: bool,
     /// What is built as soon as a table has its rows, by the number of the rows' entry.
     early: HashMap<i32, Vec<Early>>,
+    /// Lists of what is built of the other tables when all rows are there.
+    small: Vec<String>,
 }
 
 /// An index, or what is made of one, that needs its table alone.
@@ -58,12 +60,16 @@ const ALL: &str = "all";
 const WITHOUT_ROWS: &str = "without-rows";
 /// What is made of rows.
 const VIEWS: &str = "materialized-views";
-/// What comes after the rows, without what is built as soon as a table has them.
+/// What comes after the rows, without what is built as soon as tables have them.
 const LATE: &str = "late";
+/// Indexes of small tables that are worth a process of `pg_restore`.
+const SMALL_INDEXES: usize = 100;
+/// At most so many such processes: each reads the whole table of contents.
+const SMALL_LISTS: usize = 16;
 
 impl<'a> Definitions<'a> {
     /// Puts the table of contents where `pg_restore` reads it. Indexes of tables that are `large` can be built on their
-    /// own.
+    /// own; without any, all of them come after the rows.
     pub(super) async fn new(
         toc: &'a Toc,
         choice: &Choice,
@@ -78,7 +84,12 @@ impl<'a> Definitions<'a> {
         let mut files = vec![("toc.dat".to_owned(), toc.to_bytes())];
         let mut early: HashMap<i32, Vec<Early>> = HashMap::new();
         let mut is_early = HashSet::new();
-        for (rows, index) in indexes(toc, large).into_iter().filter(|(_, index)| choice.has(index.id)) {
+        let mut of_small = Vec::new();
+        for (rows, index) in indexes(toc).into_iter().filter(|(_, index)| choice.has(index.id)) {
+            if !large.contains(&rows) {
+                of_small.push(index.id);
+                continue;
+            }
             let list = format!("index-{}", index.id);
             files.push((list.clone(), format!("{};\n", index.id).into_bytes()));
             early.entry(rows).or_default().push(Early { list, exclusive: index.kind != "INDEX", at_once: 1 });
@@ -89,6 +100,17 @@ impl<'a> Definitions<'a> {
             builds.sort_by_key(|early| !early.exclusive);
             let shared = builds.iter().filter(|early| !early.exclusive).count();
             builds.iter_mut().filter(|early| !early.exclusive).for_each(|early| early.at_once = shared);
+        }
+        let mut small = Vec::new();
+        if !large.is_empty() && !of_small.is_empty() {
+            let lists = of_small.len().div_ceil(SMALL_INDEXES).min(SMALL_LISTS);
+            for (number, ids) in of_small.chunks(of_small.len().div_ceil(lists)).enumerate() {
+                let list = format!("small-{number}");
+                let text: String = ids.iter().map(|id| format!("{id};\n")).collect();
+                files.push((list.clone(), text.into_bytes()));
+                small.push(list);
+                is_early.extend(ids);
+            }
         }
         // Definitions of large objects and sequences' values are among the data, and need no file.
         for name in [ALL, WITHOUT_ROWS, VIEWS, LATE] {
@@ -116,6 +138,7 @@ impl<'a> Definitions<'a> {
             failures,
             everything: choice.is_everything(),
             early,
+            small,
         })
     }
 
@@ -166,9 +189,19 @@ impl<'a> Definitions<'a> {
         self.run(&["--section=post-data"], &early.list, 1, alone.as_ref().unwrap_or(info), ctx).await
     }
 
+    /// Lists for [`list`](Self::list): what is built of the other tables.
+    pub(super) fn small(&self) -> &[String] {
+        &self.small
+    }
+
+    /// Builds what a list of [`small`](Self::small) has.
+    pub(super) async fn list(&self, list: &str, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
+        self.run(&["--section=post-data"], list, 1, info, ctx).await
+    }
+
     /// What comes after the rows: constraints, triggers, materialized views, and indexes that are not there yet.
     pub(super) async fn after(&self, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
-        let list = if self.early.is_empty() { ALL } else { LATE };
+        let list = if self.early.is_empty() && self.small.is_empty() { ALL } else { LATE };
         self.run(&["--section=post-data"], list, ctx.jobs, info, ctx).await
     }
 
@@ -252,16 +285,16 @@ fn is_of_objects(error: &Error) -> bool {
     error.source().is_some_and(|words| words.to_string().contains("errors ignored on restore"))
 }
 
-/// What each large table's index is made by, with the number of the rows' entry: it needs the table alone, and nothing
-/// else needs to wait for it.
-fn indexes<'a>(toc: &'a Toc, large: &HashSet<i32>) -> Vec<(i32, &'a Entry)> {
+/// What each table's index is made by, with the number of the rows' entry: it needs the table alone, and nothing else
+/// needs to wait for it.
+fn indexes(toc: &Toc) -> Vec<(i32, &Entry)> {
     let before: HashMap<i32, &Entry> = toc
         .entries
         .iter()
         .filter(|entry| entry.section != POST_DATA)
         .map(|entry| (entry.id, entry))
         .collect();
-    let of_rows = toc.entries.iter().filter(|entry| entry.kind == TABLE_DATA && large.contains(&entry.id));
+    let of_rows = toc.entries.iter().filter(|entry| entry.kind == TABLE_DATA);
     let tables: HashMap<i32, i32> = of_rows
         .flat_map(|rows| {
             let tables =

@@ -7,13 +7,13 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::super::archive::{Entry, Toc};
+use super::super::archive::{BLOBS, Entry, Toc};
 use super::super::contents::{DatabaseContents, TableContents};
 use super::choice::Choice;
-use super::definitions::{Definitions, Early};
+use super::definitions::Definitions;
 use super::failure::Failure;
 use super::options::LoadOptions;
-use super::plan::{Plan, Task};
+use super::plan::{Plan, Task, Wanted};
 use super::rename::Renamed;
 use super::target::Target;
 use super::worker::Work;
@@ -91,14 +91,13 @@ impl Fill<'_> {
                 let sessions =
                     rows::sessions(&session, major, &self.encoding(), self.options, ctx.jobs).await?;
                 let wanted = |id: i32| match self.renamed {
-                    Some(renamed) => renamed.rows.contains_key(&id),
-                    None => self.choice.has(id),
+                    Some(renamed) => renamed.rows.contains_key(&id).then_some(0),
+                    None => self.choice.has(id).then(|| definitions.early(id).len()),
                 };
                 let (finished, of_tables) = mpsc::unbounded_channel();
                 let permits = Arc::new(Semaphore::new(ctx.jobs));
-                let builds = |id: i32| definitions.early(id).len();
-                let rows = self.rows(sessions, &wanted, &builds, &permits, finished, &mut filled, ctx);
-                let indexes = self.indexes(definitions, &for_indexes, of_tables, &permits, ctx);
+                let rows = self.rows(sessions, &wanted, &permits, finished, &mut filled, ctx);
+                let indexes = self.indexes(definitions, &session, &for_indexes, of_tables, &permits, ctx);
                 let (sessions, words) = tokio::try_join!(rows, indexes)?;
                 for session in sessions {
                     session.close().await;
@@ -146,7 +145,8 @@ impl Fill<'_> {
         let mut sessions =
             rows::sessions(session, self.target.major, &self.encoding(), self.options, jobs).await?;
         for level in levels {
-            sessions = self.rows_alone(sessions, &|id| level.contains(&id), jobs, filled, ctx).await?;
+            sessions =
+                self.rows_alone(sessions, &|id| level.contains(&id).then_some(0), jobs, filled, ctx).await?;
         }
         if !self.options.schema_only {
             filled.words.extend(definitions.data_only(ctx).await?);
@@ -155,7 +155,8 @@ impl Fill<'_> {
             own.rows("COMMIT").await?;
         }
         let of_objects = |id: i32| {
-            self.choice.has(id) && self.toc.entry(id).is_some_and(|e| e.kind == super::super::archive::BLOBS)
+            let entry = self.toc.entry(id).filter(|entry| entry.kind == BLOBS && self.choice.has(id));
+            entry.map(|_| 0)
         };
         let mut plain = self.options.clone();
         plain.data_only = false;
@@ -169,68 +170,76 @@ impl Fill<'_> {
     async fn rows_alone(
         &self,
         sessions: Vec<CopySession>,
-        wanted: &(dyn Fn(i32) -> bool + Sync),
+        wanted: &Wanted<'_>,
         jobs: usize,
         filled: &mut Filled,
         ctx: &Ctx,
     ) -> Result<Vec<CopySession>> {
         let (finished, _) = mpsc::unbounded_channel();
-        self.rows(sessions, wanted, &|_| 0, &Arc::new(Semaphore::new(jobs)), finished, filled, ctx).await
+        self.rows(sessions, wanted, &Arc::new(Semaphore::new(jobs)), finished, filled, ctx).await
     }
 
-    /// Builds indexes of large tables as these have their rows, when a job is free.
+    /// Builds indexes of large tables as these have their rows, and gathers statistics, when a job is free; those of
+    /// small tables when all rows are there.
     async fn indexes(
         &self,
         definitions: &Definitions<'_>,
+        session: &Session,
         info: &ConnInfo,
         mut of_tables: mpsc::UnboundedReceiver<i32>,
         permits: &Semaphore,
         ctx: &Ctx,
     ) -> Result<Vec<String>> {
-        let mut building = FuturesUnordered::new();
+        let free = async || permits.acquire().await.map_err(|_| Error::cancelled());
+        let table = async |rows: i32| {
+            let turns = Semaphore::new(ctx.jobs);
+            let builds = definitions.early(rows).iter().map(async |early| {
+                // Who would wait for the server's lock must not keep others from working.
+                let wanted = if early.exclusive { u32::try_from(ctx.jobs).unwrap_or(u32::MAX) } else { 1 };
+                let _turn = turns.acquire_many(wanted).await.map_err(|_| Error::cancelled())?;
+                let _permit = free().await?;
+                // Several processes for one index cost more than one does: only where they would be idle otherwise.
+                let workers = early.at_once < ctx.jobs && permits.available_permits() > 0;
+                definitions.build(early, workers, info, ctx).await
+            });
+            let mut words = futures::future::try_join_all(builds).await?.concat();
+            if self.fresh
+                && !self.options.no_analyze
+                && let Some(entry) = self.toc.entry(rows)
+            {
+                let _permit = free().await?;
+                let names = vec![entry.qualified()];
+                words.extend(analyze::analyze(session, &self.encoding(), names, ctx).await?);
+            }
+            Ok::<_, Error>(words)
+        };
+        let of_small = async |list: &str| {
+            let _permit = free().await?;
+            definitions.list(list, info, ctx).await
+        };
+        let (mut of_large, mut small) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut words = Vec::new();
         let mut open = true;
-        while open || !building.is_empty() {
+        while open || !of_large.is_empty() || !small.is_empty() {
             tokio::select! {
-                table = of_tables.recv(), if open => match table {
-                    Some(table) => {
-                        let turns = Arc::new(Semaphore::new(ctx.jobs));
-                        building.extend(definitions.early(table).iter().map(|early| {
-                            self.build(definitions, early, Arc::clone(&turns), info, permits, ctx)
-                        }));
+                rows = of_tables.recv(), if open => match rows {
+                    Some(rows) => of_large.push(table(rows)),
+                    None => {
+                        open = false;
+                        small.extend(definitions.small().iter().map(|list| of_small(list)));
                     }
-                    None => open = false,
                 },
-                Some(built) = building.next(), if !building.is_empty() => words.extend(built?),
+                Some(built) = of_large.next(), if !of_large.is_empty() => words.extend(built?),
+                Some(built) = small.next(), if !small.is_empty() => words.extend(built?),
             }
         }
         Ok(words)
     }
 
-    /// Builds an index when it is its turn at the table, and a job is free.
-    async fn build(
-        &self,
-        definitions: &Definitions<'_>,
-        early: &Early,
-        turns: Arc<Semaphore>,
-        info: &ConnInfo,
-        permits: &Semaphore,
-        ctx: &Ctx,
-    ) -> Result<Vec<String>> {
-        // Who would wait for the server's lock must not keep others from working.
-        let wanted = if early.exclusive { u32::try_from(ctx.jobs).unwrap_or(u32::MAX) } else { 1 };
-        let _turn = turns.acquire_many(wanted).await.map_err(|_| Error::cancelled())?;
-        let _permit = permits.acquire().await.map_err(|_| Error::cancelled())?;
-        // Several processes for one index cost more than one does: only where they would be idle otherwise.
-        let workers = early.at_once < ctx.jobs && permits.available_permits() > 0;
-        definitions.build(early, workers, info, ctx).await
-    }
-
     async fn rows(
         &self,
         sessions: Vec<CopySession>,
-        wanted: &(dyn Fn(i32) -> bool + Sync),
-        builds: &(dyn Fn(i32) -> usize + Sync),
+        wanted: &Wanted<'_>,
         permits: &Arc<Semaphore>,
         finished: mpsc::UnboundedSender<i32>,
         filled: &mut Filled,
@@ -239,7 +248,7 @@ impl Fill<'_> {
         // Rows have the numbers that their entries have in the backup.
         let of_backup = self.renamed.map_or(self.toc, |renamed| &renamed.toc);
         let jobs = permits.available_permits();
-        let plan = Plan::new(of_backup, self.database, &**self.source, jobs, wanted, builds)?;
+        let plan = Plan::new(of_backup, self.database, &**self.source, jobs, wanted)?;
         let Plan { mut tables, first, then } = plan;
         for (id, table) in &mut tables {
             if let Some(entry) = self.renamed.and_then(|renamed| renamed.rows.get(id)) {

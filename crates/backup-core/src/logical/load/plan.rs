@@ -33,6 +33,9 @@ pub(super) enum Task {
     LargeObjects(u32),
 }
 
+/// Which entries' rows are loaded: how many indexes are built once a table has them, nothing where they are not wanted.
+pub(super) type Wanted<'a> = dyn Fn(i32) -> Option<usize> + Sync + 'a;
+
 /// What is to be loaded.
 pub(super) struct Plan {
     /// By number of the entry in the backup.
@@ -44,20 +47,19 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Of the entries that are `wanted`; `builds` says how many indexes are built once a table has its rows.
+    /// Of the entries that are `wanted`.
     pub(super) fn new(
         toc: &Toc,
         database: &DatabaseContents,
         source: &dyn PartSource,
         jobs: usize,
-        wanted: &dyn Fn(i32) -> bool,
-        builds: &dyn Fn(i32) -> usize,
+        wanted: &Wanted<'_>,
     ) -> Result<Self> {
         let kinds: HashMap<u32, String> = source.parts().into_iter().map(|p| (p.part, p.spec.kind)).collect();
         let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
-        let tables = || database.tables.iter().filter(|table| wanted(table.entry));
-        let work =
-            |table: &TableContents| table.bytes + table.bytes / INDEX_SHARE * builds(table.entry) as u64;
+        let tables = || database.tables.iter().filter(|table| wanted(table.entry).is_some());
+        let builds = |table: &TableContents| wanted(table.entry).unwrap_or(0) as u64;
+        let work = |table: &TableContents| table.bytes + table.bytes / INDEX_SHARE * builds(table);
         let all: u64 = tables().map(work).sum();
         let mut plan = Self { tables: HashMap::new(), first: Vec::new(), then: VecDeque::new() };
         let (mut packs, mut weighed) = (BTreeMap::<u32, u64>::new(), Vec::new());
@@ -107,7 +109,7 @@ impl Plan {
         weighed.extend(
             packs.into_iter().map(|(part, bytes)| (bytes, Task::Pack { part, of_extensions: false })),
         );
-        let of_objects = toc.entries.iter().any(|entry| entry.kind == BLOBS && wanted(entry.id));
+        let of_objects = toc.entries.iter().any(|entry| entry.kind == BLOBS && wanted(entry.id).is_some());
         if let Some(objects) = database.large_objects.as_ref().filter(|_| of_objects) {
             let each = objects.bytes / (objects.parts.len() as u64).max(1);
             weighed.extend(objects.parts.iter().map(|part| (each, Task::LargeObjects(*part))));
