@@ -10,7 +10,7 @@ use pgark::event::Silent;
 use pgark::logical::{Dump, Selection};
 use pgark::postgres::Tools;
 use support::round_trip::{assert_same_lines, back_up, pg_dump, try_back_up};
-use support::{connect, conninfo, containers, left_out, server, sql};
+use support::{connect, conninfo, containers, fingerprint, left_out, server, sql};
 
 const EVERYTHING: &str = include_str!("support/everything.sql");
 const ROLES: &str = "CREATE ROLE reader; CREATE ROLE \"own er\"; GRANT reader TO \"own er\"";
@@ -126,6 +126,47 @@ async fn every_encoding_comes_back() {
             assert_eq!(sql(&server, &copy, unknown).await, [[Some("0".to_owned())]]);
             sql(&server, "postgres", &format!("DROP DATABASE \"{copy}\"")).await;
         }
+    }
+}
+
+/// A table that one session reads is stored in chunks, cut between rows of any length; sessions of a restore share it,
+/// and its indexes, those of small tables and statistics are made beside each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_table_is_read_by_one_session_and_loaded_by_several() {
+    let server = server();
+    sql(&server, "postgres", "CREATE DATABASE source").await;
+    let source = connect(&server.url("source")).await;
+    source
+        .rows(
+            "CREATE TABLE large (id int, note text);
+             INSERT INTO large SELECT i, repeat(CASE WHEN i % 20000 = 0 THEN 'y' ELSE md5(i::text) END,
+                 CASE WHEN i % 20000 = 0 THEN 3000000 ELSE 40 END) FROM generate_series(1, 60000) i;
+             ALTER TABLE large ADD PRIMARY KEY (id);
+             CREATE INDEX ON large (md5(note)); CREATE UNIQUE INDEX ON large (id, md5(note));
+             CREATE TABLE small (id int PRIMARY KEY, large int REFERENCES large);
+             INSERT INTO small SELECT i, i FROM generate_series(1, 100) i; CREATE INDEX ON small (large);
+             CREATE TABLE nothing (id int PRIMARY KEY)",
+        )
+        .await
+        .unwrap();
+    let backup = back_up(Dump::new(conninfo(&server.url("source"))), 2).await;
+    let contents = backup.contents().await;
+    let large = contents.databases[0].tables.iter().find(|table| table.name == "large").unwrap();
+    assert_eq!((large.rows, large.chunks.iter().map(|chunk| chunk.rows).sum::<u64>()), (60000, 60000));
+    let bytes: Vec<u64> = large.chunks.iter().map(|chunk| chunk.bytes).collect();
+    let (last, whole) = bytes.split_last().unwrap();
+    assert!(whole.len() >= 2 && whole.iter().all(|bytes| (32 << 20..36 << 20).contains(bytes)), "{bytes:?}");
+    assert!(*last < 33 << 20, "{bytes:?}");
+    for jobs in [2, 5] {
+        let target = server.url(&format!("copy_{jobs}"));
+        backup.try_restore(pgark::logical::Load::into(conninfo(&target)), jobs).await.unwrap();
+        let copy = connect(&target).await;
+        assert_eq!(fingerprint(&source).await, fingerprint(&copy).await);
+        let definitions = |url: &str| pg_dump(&Tools::installed(), 15, url, &["--schema-only"]);
+        assert_same_lines(&definitions(&server.url("source")), &definitions(&target));
+        let not_analyzed =
+            "SELECT relname FROM pg_stat_user_tables WHERE last_analyze IS NULL OR analyze_count <> 1";
+        assert_eq!(copy.rows(not_analyzed).await.unwrap(), Vec::<Vec<Option<String>>>::new());
     }
 }
 

@@ -91,7 +91,7 @@ impl<'a> Definitions<'a> {
                 continue;
             }
             let list = format!("index-{}", index.id);
-            files.push((list.clone(), format!("{};\n", index.id).into_bytes()));
+            files.push((list.clone(), of_entries([index.id])));
             early.entry(rows).or_default().push(Early { list, exclusive: index.kind != "INDEX", at_once: 1 });
             is_early.insert(index.id);
         }
@@ -106,22 +106,16 @@ impl<'a> Definitions<'a> {
             let lists = of_small.len().div_ceil(SMALL_INDEXES).min(SMALL_LISTS);
             for (number, ids) in of_small.chunks(of_small.len().div_ceil(lists)).enumerate() {
                 let list = format!("small-{number}");
-                let text: String = ids.iter().map(|id| format!("{id};\n")).collect();
-                files.push((list.clone(), text.into_bytes()));
+                files.push((list.clone(), of_entries(ids.iter().copied())));
                 small.push(list);
                 is_early.extend(ids);
             }
         }
         // Definitions of large objects and sequences' values are among the data, and need no file.
         for name in [ALL, WITHOUT_ROWS, VIEWS, LATE] {
-            let mut list = String::new();
-            for entry in toc.entries.iter().filter(|entry| choice.has(entry.id) && is_of(name, entry)) {
-                if name != LATE || !is_early.contains(&entry.id) {
-                    list += &entry.id.to_string();
-                    list += ";\n";
-                }
-            }
-            files.push((name.to_owned(), list.into_bytes()));
+            let entries = toc.entries.iter().filter(|entry| choice.has(entry.id) && is_of(name, entry));
+            let ids = entries.map(|entry| entry.id).filter(|id| name != LATE || !is_early.contains(id));
+            files.push((name.to_owned(), of_entries(ids)));
         }
         let files: Vec<(&str, &[u8])> =
             files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
@@ -283,6 +277,11 @@ impl<'a> Definitions<'a> {
 /// Whether the tool went through to the end.
 fn is_of_objects(error: &Error) -> bool {
     error.source().is_some_and(|words| words.to_string().contains("errors ignored on restore"))
+}
+
+/// A file for `--use-list`.
+fn of_entries(ids: impl IntoIterator<Item = i32>) -> Vec<u8> {
+    ids.into_iter().flat_map(|id| format!("{id};\n").into_bytes()).collect()
 }
 
 /// What each table's index is made by, with the number of the rows' entry: it needs the table alone, and nothing else

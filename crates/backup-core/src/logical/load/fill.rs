@@ -222,13 +222,13 @@ impl Fill<'_> {
         let mut open = true;
         while open || !of_large.is_empty() || !small.is_empty() {
             tokio::select! {
-                rows = of_tables.recv(), if open => match rows {
-                    Some(rows) => of_large.push(table(rows)),
-                    None => {
+                rows = of_tables.recv(), if open => {
+                    of_large.extend(rows.map(table));
+                    if rows.is_none() {
                         open = false;
                         small.extend(definitions.small().iter().map(|list| of_small(list)));
                     }
-                },
+                }
                 Some(built) = of_large.next(), if !of_large.is_empty() => words.extend(built?),
                 Some(built) = small.next(), if !small.is_empty() => words.extend(built?),
             }
