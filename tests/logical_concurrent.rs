@@ -11,8 +11,9 @@ use std::time::Duration;
 use pgark::logical::Dump;
 use pgark::postgres::{TempServer, TempServerOptions, Tools};
 use pgark::{ErrorKind, Event, Observer};
+use support::containers::{self, PgContainer};
 use support::round_trip::{Logical, back_up, try_back_up, watched};
-use support::{conninfo, server, server_with, sql};
+use support::{connect, conninfo, left_out, server, server_with, sql};
 
 /// Statements in a session of their own, from a thread that may block.
 fn run(url: &str, statements: &str) -> Result<(), String> {
@@ -74,8 +75,38 @@ const CHANGES: [&str; 16] = [
 
 const ROWS: u32 = 6000;
 
-async fn tables(server: &TempServer, database: &str) {
-    sql(server, "postgres", &format!("CREATE DATABASE {database}")).await;
+/// A server, here or in a container.
+enum Place {
+    Here(TempServer),
+    Container(PgContainer),
+}
+
+impl Place {
+    fn here() -> Self {
+        Self::Here(server())
+    }
+
+    fn url(&self, database: &str) -> String {
+        match self {
+            Self::Here(server) => server.url(database),
+            Self::Container(container) => container.url(database),
+        }
+    }
+
+    fn tools(&self) -> Tools {
+        match self {
+            Self::Here(_) => Tools::installed(),
+            Self::Container(container) => Tools::in_folder(containers::tools(container.major)),
+        }
+    }
+
+    async fn sql(&self, database: &str, text: &str) -> Vec<Vec<Option<String>>> {
+        connect(&self.url(database)).await.rows(text).await.unwrap()
+    }
+}
+
+async fn tables(place: &Place, database: &str) {
+    place.sql("postgres", &format!("CREATE DATABASE {database}")).await;
     let text = format!(
         "CREATE TABLE t (id int PRIMARY KEY, n int, m int, x text);
          INSERT INTO t SELECT i, i, -i, repeat(md5(i::text), 5) FROM generate_series(1, {ROWS}) i;
@@ -83,51 +114,51 @@ async fn tables(server: &TempServer, database: &str) {
          CREATE TABLE parted (id int) PARTITION BY LIST (id); CREATE TABLE t_part PARTITION OF parted FOR VALUES IN (1);
          INSERT INTO parted SELECT 1 FROM generate_series(1, 500)"
     );
-    sql(server, database, &text).await;
+    place.sql(database, &text).await;
 }
 
 /// What is in the tables; of one that is not there nothing.
-async fn sums(server: &TempServer, database: &str) -> Vec<String> {
+async fn sums(place: &Place, database: &str) -> Vec<String> {
     let mut all = Vec::new();
     for table in ["t", "other", "t_part", "moved.t"] {
         let known = format!("SELECT to_regclass('{table}') IS NOT NULL");
-        if sql(server, database, &known).await != [[Some("t".to_owned())]] {
+        if place.sql(database, &known).await != [[Some("t".to_owned())]] {
             continue;
         }
         let columns = if table == "t_part" { "id" } else { "id, n, m, x" };
         let text = format!(
             "SELECT count(*), coalesce(sum(hashtextextended(row({columns})::text, 1)), 0) FROM {table}"
         );
-        all.push(format!("{table} {:?}", sql(server, database, &text).await));
+        all.push(format!("{table} {:?}", place.sql(database, &text).await));
     }
     all
 }
 
-async fn restored(server: &TempServer, backup: &Logical, name: &str) -> Vec<String> {
-    backup.restore(&server.url(name), Tools::installed()).await;
-    sums(server, name).await
+async fn restored(place: &Place, backup: &Logical, name: &str) -> Vec<String> {
+    backup.restore(&place.url(name), place.tools()).await;
+    sums(place, name).await
 }
 
 /// One change at one step of a backup: what is restored is what was there before, or what is there afterwards.
-async fn one(server: &TempServer, number: usize, step: &'static str, change: &str, times: u32) {
+async fn one(place: &Place, number: usize, step: &'static str, change: &str, times: u32) {
     let name = format!("c{number}_{}_{times}", step.replace(' ', "_"));
-    tables(server, &name).await;
-    let url = server.url(&name);
-    let before = sums(server, &name).await;
+    tables(place, &name).await;
+    let url = place.url(&name);
+    let before = sums(place, &name).await;
     let outcome = Arc::new(Mutex::new(String::new()));
-    let (said, place, change_text) = (Arc::clone(&outcome), url.clone(), change.to_owned());
+    let (said, there, change_text) = (Arc::clone(&outcome), url.clone(), change.to_owned());
     let observer = AtStep {
         step,
         times: AtomicU32::new(times),
         run: move || {
             // What is locked must not hang the test.
-            let said_now = run(&place, &format!("SET lock_timeout = '300ms';;{change_text}"));
+            let said_now = run(&there, &format!("SET lock_timeout = '300ms';;{change_text}"));
             *said.lock().unwrap() = format!("{said_now:?}");
         },
     };
-    let dump = Dump::new(conninfo(&url)).range_bytes(64 * 1024);
+    let dump = Dump::new(conninfo(&url)).tools(place.tools()).range_bytes(64 * 1024);
     let (repository, memory, summary) = try_back_up(dump, 2, Arc::new(observer)).await;
-    let after = sums(server, &name).await;
+    let after = sums(place, &name).await;
     let said = outcome.lock().unwrap().clone();
     let what = format!("{change} at {step}: {said}");
     assert!(!said.is_empty(), "{what}: never came to it");
@@ -141,47 +172,65 @@ async fn one(server: &TempServer, number: usize, step: &'static str, change: &st
         Ok(summary) => {
             let record = repository.record(&summary.backup.cluster, &summary.backup.id).await.unwrap();
             let backup = Logical { repository, memory, summary, record };
-            let found = restored(server, &backup, &format!("r_{name}")).await;
+            let found = restored(place, &backup, &format!("r_{name}")).await;
             assert!(found == before || found == after, "{what}\n{found:?}\n{before:?}\n{after:?}");
             println!("{what}: as {}", if found == before { "before" } else { "after" });
-            sql(server, "postgres", &format!("DROP DATABASE r_{name}")).await;
+            place.sql("postgres", &format!("DROP DATABASE r_{name}")).await;
         }
     }
-    sql(server, "postgres", &format!("DROP DATABASE {name}")).await;
+    place.sql("postgres", &format!("DROP DATABASE {name}")).await;
 }
 
 /// At a step of the first attempt: the second one sees the table as it is then.
-async fn every_change_at(steps: &[&'static str]) {
-    let server = server();
+async fn every_change_at(place: &Place, steps: &[&'static str]) {
     for step in steps {
         for (number, change) in CHANGES.iter().enumerate() {
-            one(&server, number, step, change, 1).await;
+            one(place, number, step, change, 1).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_change_before_they_are_listed() {
-    every_change_at(&["reading the definitions"]).await;
+    every_change_at(&Place::here(), &["reading the definitions"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_change_before_they_are_locked() {
-    every_change_at(&["locking the tables"]).await;
+    every_change_at(&Place::here(), &["locking the tables"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_are_wanted_while_they_are_copied() {
-    every_change_at(&["copying"]).await;
-    let server = server();
+    let place = Place::here();
+    every_change_at(&place, &["copying"]).await;
     for (number, change) in CHANGES.iter().enumerate().filter(|(number, _)| [0, 6, 8, 13].contains(number)) {
-        one(&server, number, "reading rows", change, 1).await;
+        one(&place, number, "reading rows", change, 1).await;
     }
+}
+
+/// The same on other versions.
+async fn every_change_in_a_container(major: u32) {
+    if left_out("docker") {
+        return;
+    }
+    let place = Place::Container(containers::start(major).await);
+    every_change_at(&place, &["reading the definitions", "locking the tables", "copying"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_change_17() {
+    every_change_in_a_container(17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_change_18() {
+    every_change_in_a_container(18).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_changes_at_every_attempt_fails_the_backup() {
-    let server = server();
+    let server = Place::here();
     tables(&server, "busy").await;
     let url = server.url("busy");
     let place = url.clone();
@@ -203,7 +252,7 @@ async fn a_table_that_changes_at_every_attempt_fails_the_backup() {
 /// Somebody waits for a table alone, longer than the backup takes: no session of ours may wait behind it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_table_alone_does_not_stop_the_backup() {
-    let server = server();
+    let server = Place::here();
     for (number, step) in ["copying", "reading rows"].into_iter().enumerate() {
         for (kind, wanted) in ["t", "other", "t_part"].into_iter().enumerate() {
             let name = format!("w{number}_{kind}");
@@ -328,7 +377,7 @@ async fn a_bank_stays_in_balance() {
 /// An index is rebuilt, its lock is held for longer than ours are waited for, and the backup waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_is_rebuilt_is_waited_for() {
-    let server = server();
+    let server = Place::here();
     for (number, step) in ["copying", "reading rows"].into_iter().enumerate() {
         let name = format!("i{number}");
         tables(&server, &name).await;
@@ -354,7 +403,7 @@ async fn an_index_that_is_rebuilt_is_waited_for() {
 /// Somebody has a table alone when it is to be locked: the backup begins again, and waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_somebody_has_is_waited_for() {
-    let server = server();
+    let server = Place::here();
     tables(&server, "locked").await;
     let url = server.url("locked");
     let holder = conninfo(&url).connect().await.unwrap();
@@ -377,7 +426,7 @@ async fn a_table_that_somebody_has_is_waited_for() {
         tokio::spawn(async move { try_back_up(Dump::new(conninfo(&url)), 2, Arc::new(observer)).await.2 });
     tokio::time::sleep(Duration::from_secs(8)).await;
     // pg_dump of the second attempt waits for it: a minute. Given back, the backup goes on.
-    let waits = sql(&server, "postgres", "SELECT count(*) FROM pg_locks WHERE NOT granted").await;
+    let waits = server.sql("postgres", "SELECT count(*) FROM pg_locks WHERE NOT granted").await;
     assert_eq!(waits, [[Some("1".to_owned())]], "{pid}");
     held.lock().await.rows("ROLLBACK").await.unwrap();
     backup.await.unwrap().unwrap();
