@@ -7,13 +7,14 @@ mod cli;
 mod support;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use cli::{Pgark, said};
 use pgark::ErrorKind;
 use pgark::postgres::TempServer;
 use serde_json::Value;
-use support::{connect, fingerprint, sample, server, sql};
+use support::{connect, containers, fingerprint, left_out, sample, server, sql};
 
 /// A server with a database, and its backup in the folder "repo".
 async fn backed_up() -> (TempServer, Pgark) {
@@ -176,49 +177,66 @@ async fn commands_run_around_a_restore() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_are_made_anew_and_come_back_when_that_fails() {
-    let (server, pgark) = backed_up().await;
-    let into = server.url("shop");
-    let before = fingerprint(&connect(&into).await).await;
+    let server = server();
+    made_anew(|database| server.url(database), server.bin()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_are_made_anew_in_containers() {
+    if left_out("docker") {
+        return;
+    }
+    for major in [17, 18] {
+        let container = containers::start(major).await;
+        made_anew(|database| container.url(database), &containers::tools(major)).await;
+    }
+}
+
+async fn made_anew(url: impl Fn(&str) -> String, bin: &Path) {
+    let tools = ["--pg-bin", bin.to_str().unwrap()];
+    connect(&url("postgres")).await.rows("CREATE DATABASE shop").await.unwrap();
+    let into = url("shop");
+    let shop = connect(&into).await;
+    shop.rows(&sample(100)).await.unwrap();
+    let count =
+        async |table: &str| shop.value(&format!("SELECT count(*) FROM {table}")).await.unwrap().unwrap();
+    let pgark = Pgark::new().with("PGARK_REPO", "repo");
+    pgark.json(&[&["backup", "--db", &into][..], &tools].concat());
+    let before = fingerprint(&shop).await;
     let first = pgark.json(&["list"])["backups"][0]["id"].as_str().unwrap().to_owned();
-    sql(
-        &server,
-        "shop",
-        "DELETE FROM \"odd \"\"name\"\"\".\"t 1\"; CREATE TABLE since (x int); DROP VIEW adults",
-    )
-    .await;
+    let changes = "DELETE FROM \"odd \"\"name\"\"\".\"t 1\"; CREATE TABLE since (x int); DROP VIEW adults";
+    shop.rows(changes).await.unwrap();
     let clean = ["restore", &first, "--into", &into, "--clean", "--yes"];
-    let done = pgark.json(&clean);
+    let done = pgark.json(&[&clean[..], &tools].concat());
     let safety = done["restored"]["target"]["safety_backup"].as_str().unwrap();
     assert!(pgark.text(&["show", safety]).contains(&format!("before restore of {first}")));
-    assert_eq!(count(&server, "since").await, "0");
-    sql(&server, "shop", "DROP TABLE since").await;
-    assert_eq!(fingerprint(&connect(&into).await).await, before);
+    assert_eq!(count("since").await, "0");
+    shop.rows("DROP TABLE since").await.unwrap();
+    assert_eq!(fingerprint(&shop).await, before);
     // Where something else depends on them, nothing is dropped.
-    sql(&server, "shop", "CREATE VIEW mine AS SELECT * FROM people; DELETE FROM parted").await;
-    let failed =
-        cli::failure(&pgark.run(&[&clean[..], &["--no-safety-backup"]].concat()), ErrorKind::Database);
+    shop.rows("CREATE VIEW mine AS SELECT * FROM people; DELETE FROM parted").await.unwrap();
+    let failed = pgark.run(&[&clean[..], &tools, &["--no-safety-backup"]].concat());
+    let failed = cli::failure(&failed, ErrorKind::Database);
     failed.says("dropping TABLE public.people").says("nothing was changed");
-    assert_eq!(count(&server, "mine").await, "100");
+    assert_eq!(count("mine").await, "100");
     // A failure after that brings everything back.
-    sql(&server, "shop", "DROP VIEW mine; CREATE TABLE since (x int)").await;
+    shop.rows("DROP VIEW mine; CREATE TABLE since (x int)").await.unwrap();
     let tool = pgark.write(
         "bin/pg_restore",
         &format!(
             "#!/bin/sh\n[ -e used ] || for arg; do [ \"$arg\" = --section=post-data ] && touch used && kill -9 $$; done\nexec {}/pg_restore \"$@\"\n",
-            server.bin().display()
+            bin.display()
         ),
     );
     std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    std::os::unix::fs::symlink(server.bin().join("pg_dump"), pgark.path("bin/pg_dump")).unwrap();
+    std::os::unix::fs::symlink(bin.join("pg_dump"), pgark.path("bin/pg_dump")).unwrap();
     let failed =
         cli::failure(&pgark.run(&[&clean[..], &["--pg-bin", "bin"]].concat()), ErrorKind::ToolFailed);
     failed.says("killed by signal 9").says("the database was brought back from backup");
-    assert_eq!(
-        (count(&server, "since").await, count(&server, "people").await),
-        ("0".to_owned(), "100".to_owned())
-    );
-    assert_eq!(count(&server, "parted").await, "0");
-    assert_eq!(databases(&server).await, ["shop"]);
+    assert_eq!((count("since").await, count("people").await), ("0".to_owned(), "100".to_owned()));
+    assert_eq!(count("parted").await, "0");
+    let shops = "SELECT string_agg(datname, ',') FROM pg_database WHERE datname ~ '^shop'";
+    assert_eq!(shop.value(shops).await.unwrap().unwrap(), "shop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
