@@ -140,8 +140,8 @@ mod tests {
         for (bytes, beside, jobs, shared) in [
             (100, 0, 1, false),
             (100, 0, 2, true),
-            (100, 50, 2, true),
-            (100, 70, 2, false),
+            (100, 80, 2, true),
+            (100, 95, 2, false),
             (100, 200, 4, true),
         ] {
             assert_eq!(is_shared(bytes, beside, jobs), shared, "{bytes} {beside} {jobs}");
