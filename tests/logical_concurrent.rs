@@ -78,7 +78,7 @@ const ROWS: u32 = 6000;
 /// A server, here or in a container.
 enum Place {
     Here(TempServer),
-    Container(PgContainer),
+    Container(Box<PgContainer>),
 }
 
 impl Place {
@@ -214,7 +214,7 @@ async fn every_change_in_a_container(major: u32) {
     if left_out("docker") {
         return;
     }
-    let place = Place::Container(containers::start(major).await);
+    let place = Place::Container(Box::new(containers::start(major).await));
     every_change_at(&place, &["reading the definitions", "locking the tables", "copying"]).await;
 }
 
