@@ -27,19 +27,23 @@ commands=(
   'pg_restore -j2 -d pgark_bench "$out/folder"'
 )
 stored=(pgark folder file pgark folder)
+run() {
+  sync
+  command time -o "$out/time" -f '%e %U %S %M' bash -o pipefail -c "${commands[$1]}" >/dev/null
+  echo "$1 $(tail -1 "$out/time") $(du -sm "$out/${stored[$1]}" | cut -f1)" >>"$out/rows"
+}
 for ((round = 1; round <= rounds; round++)); do
   rm -rf "$out/pgark" "$out/folder"
   "$pgark" --config "$out/pgark.toml" --quiet init
-  for i in "${!names[@]}"; do
-    if [ "$i" -ge 3 ]; then
-      dropdb --if-exists pgark_bench
-      createdb pgark_bench
-      psql -qXc CHECKPOINT postgres
-    fi
-    sync
-    command time -o "$out/time" -f '%e %U %S %M' bash -o pipefail -c "${commands[i]}" >/dev/null
-    echo "$i $(tail -1 "$out/time") $(du -sm "$out/${stored[i]}" | cut -f1)" >>"$out/rows"
-    rm -f "$out/file"
+  for i in 0 1 2; do run $i; done
+  rm "$out/file"
+done
+for ((round = 1; round <= rounds; round++)); do
+  for i in 3 4; do
+    dropdb --if-exists pgark_bench
+    createdb pgark_bench
+    psql -qXc CHECKPOINT postgres
+    run $i
   done
 done
 median() { awk -v i="$1" -v f="$2" '$1 == i { print $f }' "$out/rows" | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
