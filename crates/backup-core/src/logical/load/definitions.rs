@@ -47,7 +47,7 @@ pub(super) struct Definitions<'a> {
 /// An index, or what is made of one, that needs its table alone.
 #[derive(Debug)]
 pub(super) struct Early {
-    list: String,
+    pub(super) list: String,
     /// `ALTER TABLE` lets nobody else at the table meanwhile; `CREATE INDEX` lets others of its kind.
     pub(super) exclusive: bool,
     /// How many of the table can be built at once with this one.
@@ -171,26 +171,21 @@ impl<'a> Definitions<'a> {
         self.early.get(&rows).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Builds an index, or what is made of one; with `workers` the server may take more than one process for it.
+    /// Builds what a list has, one after another; with `workers` the server may take more than one process for an index.
     pub(super) async fn build(
         &self,
-        early: &Early,
+        list: &str,
         workers: bool,
         info: &ConnInfo,
         ctx: &Ctx,
     ) -> Result<Vec<String>> {
         let alone = (!workers).then(|| info.with_options("-c max_parallel_maintenance_workers=0"));
-        self.run(&["--section=post-data"], &early.list, 1, alone.as_ref().unwrap_or(info), ctx).await
+        self.run(&["--section=post-data"], list, 1, alone.as_ref().unwrap_or(info), ctx).await
     }
 
-    /// Lists for [`list`](Self::list): what is built of the other tables.
+    /// Lists of what is built of the other tables.
     pub(super) fn small(&self) -> &[String] {
         &self.small
-    }
-
-    /// Builds what a list of [`small`](Self::small) has.
-    pub(super) async fn list(&self, list: &str, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
-        self.run(&["--section=post-data"], list, 1, info, ctx).await
     }
 
     /// What comes after the rows: constraints, triggers, materialized views, and indexes that are not there yet.

@@ -200,7 +200,7 @@ impl Fill<'_> {
                 let _permit = free().await?;
                 // Several processes for one index cost more than one does: only where they would be idle otherwise.
                 let workers = early.at_once < ctx.jobs && permits.available_permits() > 0;
-                definitions.build(early, workers, info, ctx).await
+                definitions.build(&early.list, workers, info, ctx).await
             });
             let mut words = futures::future::try_join_all(builds).await?.concat();
             if self.fresh
@@ -215,7 +215,7 @@ impl Fill<'_> {
         };
         let of_small = async |list: &str| {
             let _permit = free().await?;
-            definitions.list(list, info, ctx).await
+            definitions.build(list, false, info, ctx).await
         };
         let (mut of_large, mut small) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut words = Vec::new();
