@@ -5,6 +5,7 @@
 # version. A drill also stops the server, reads every page, and removes everything. Both work below TMPDIR, which needs
 # the room of two such clusters; run it as a user that PostgreSQL runs as. The two take turns; medians follow.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n 2,6p "$0" >&2; exit 64; }
 pgark=$(realpath "$1") bin=$2 rounds=${3:-5}
 out=$(mktemp -d "${TMPDIR:-/tmp}/pgark-bench.XXXXXX")
@@ -14,16 +15,7 @@ finish() {
 }
 trap finish EXIT
 
-"$pgark" key generate --output "$out/key" >"$out/recipient"
-cat >"$out/pgark.toml" <<C
-[repository]
-url = "$out/repo"
-[encryption]
-recipients = ["$(grep -o 'age1[0-9a-z]*' "$out/recipient")"]
-identity_file = "$out/key"
-[host]
-state = "$out/state"
-C
+. "$here/settings.sh"
 pgark() { "$pgark" --config "$out/pgark.toml" "$@"; }
 pgark --quiet init
 pgark --quiet backup --physical --db "host=${PGHOST:-/var/run/postgresql} port=${PGPORT:-5432} user=${PGUSER:-postgres} dbname=postgres"

@@ -4,19 +4,13 @@
 # The tools take turns within each round; medians of the rounds follow. Needs pg_dump 16 or later, gzip, openssl, GNU time,
 # and room for a copy of the database, pgark_bench, which is dropped afterwards. Memory is that of the largest process.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n 2,5p "$0" >&2; exit 64; }
 pgark=$1 database=$2 rounds=${3:-5}
 out=$(mktemp -d "${TMPDIR:-/tmp}/pgark-bench.XXXXXX")
 trap 'rm -rf "$out"; dropdb --if-exists pgark_bench 2>/dev/null' EXIT
 export out database pgark
-"$pgark" key generate --output "$out/key" >"$out/recipient"
-cat >"$out/pgark.toml" <<C
-[repository]
-url = "$out/pgark"
-[encryption]
-recipients = ["$(grep -o 'age1[0-9a-z]*' "$out/recipient")"]
-identity_file = "$out/key"
-C
+. "$here/settings.sh"
 
 names=("pgark backup, zstd 3, age, two jobs" "pg_dump -Fd -j2 -Z zstd:3" "pg_dump -Fc | gzip | openssl" "pgark restore, two jobs" "pg_restore -j2")
 commands=(
@@ -26,14 +20,14 @@ commands=(
   '"$pgark" --config "$out/pgark.toml" restore --quiet --into dbname=pgark_bench --jobs 2 --yes'
   'pg_restore -j2 -d pgark_bench "$out/folder"'
 )
-stored=(pgark folder file pgark folder)
+stored=(repo folder file repo folder)
 run() {
   sync
   command time -o "$out/time" -f '%e %U %S %M' bash -o pipefail -c "${commands[$1]}" >/dev/null
   echo "$1 $(tail -1 "$out/time") $(du -sm "$out/${stored[$1]}" | cut -f1)" >>"$out/rows"
 }
 for ((round = 1; round <= rounds; round++)); do
-  rm -rf "$out/pgark" "$out/folder"
+  rm -rf "$out/repo" "$out/folder"
   "$pgark" --config "$out/pgark.toml" --quiet init
   for i in 0 1 2; do run $i; done
   rm "$out/file"

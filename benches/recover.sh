@@ -5,6 +5,7 @@
 # into the live database as well; the dumped one is not. BIN is the folder of PostgreSQL's server programs. A cluster is
 # made and removed below TMPDIR, which needs 8 GB; run it as a user that PostgreSQL runs as. The two take turns; medians follow.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n 2,6p "$0" >&2; exit 64; }
 pgark=$(realpath "$1") bin=$2 rounds=${3:-3}
 out=$(mktemp -d "${TMPDIR:-/tmp}/pgark-bench.XXXXXX")
@@ -36,16 +37,7 @@ done
 psql -qX -c 'VACUUM ANALYZE' -c CHECKPOINT
 psql -AtX -c "SELECT 'cluster ' || pg_size_pretty(sum(pg_database_size(oid))) || ', table ' || pg_size_pretty(pg_relation_size('bookings')) FROM pg_database"
 
-"$pgark" key generate --output "$out/key" >"$out/recipient"
-cat >"$out/pgark.toml" <<C
-[repository]
-url = "$out/repo"
-[encryption]
-recipients = ["$(grep -o 'age1[0-9a-z]*' "$out/recipient")"]
-identity_file = "$out/key"
-[host]
-state = "$out/state"
-C
+. "$here/settings.sh"
 pgark() { "$pgark" --config "$out/pgark.toml" --quiet "$@"; }
 pgark init
 pgark backup --physical --db "host=$out user=postgres dbname=postgres"

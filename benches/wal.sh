@@ -4,6 +4,7 @@
 # DATA_DIRECTORY is that of the running server, whose oldest 32 finished segments are copied first. The tools take turns within
 # each round; medians of the rounds follow. Needs pgbackrest and GNU time, and to run as the server's user.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n 2,5p "$0" >&2; exit 64; }
 pgark=$1 data=$2 rounds=${3:-5}
 out=$(mktemp -d "${TMPDIR:-/tmp}/pgark-bench.XXXXXX")
@@ -33,16 +34,7 @@ pg1-path=$data
 pg1-port=${PGPORT:-5432}
 pg1-socket-path=${PGHOST:-/var/run/postgresql}
 C
-"$pgark" key generate --output "$out/key" >"$out/recipient"
-cat >"$out/pgark.toml" <<C
-[repository]
-url = "$out/pgark"
-[encryption]
-recipients = ["$(grep -o 'age1[0-9a-z]*' "$out/recipient")"]
-identity_file = "$out/key"
-[host]
-state = "$out/state"
-C
+. "$here/settings.sh"
 
 names=("pgark wal push, age" "pgbackrest archive-push, zst none" "pgark wal fetch, age" "pgbackrest archive-get, zst none")
 commands=(
@@ -53,7 +45,7 @@ commands=(
 )
 cd "$out/data"
 for ((round = 1; round <= rounds; round++)); do
-  rm -rf "$out/pgark" "$out/pgbackrest" "$out/state"
+  rm -rf "$out/repo" "$out/pgbackrest" "$out/state"
   mkdir "$out/pgbackrest"
   pgbackrest --stanza=b stanza-create
   "$pgark" --config "$out/pgark.toml" --quiet init
@@ -63,7 +55,7 @@ for ((round = 1; round <= rounds; round++)); do
     sync
     command time -o "$out/time" -f '%e %U %S %M' bash -c "${commands[i]}" <"$out/segments" >/dev/null
     stored=pgbackrest
-    [ $((i % 2)) = 1 ] || stored=pgark
+    [ $((i % 2)) = 1 ] || stored=repo
     echo "$i $(tail -1 "$out/time") $(du -sm "$out/$stored" | cut -f1)" >>"$out/rows"
     [ "$i" -lt 2 ] || while read -r name; do cmp "pg_wal/$name" "$out/to/$name"; done <"$out/segments"
   done
