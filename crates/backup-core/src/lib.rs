@@ -48,7 +48,7 @@ pub use backup::{Backup, BackupBuilder, Summary};
 pub use compressor::Compressor;
 pub use dumper::{
     AfterCommit, Ctx, Dumped, Dumper, PartFrames, PartInfo, PartSink, PartSource, PartSpec, PartWriter,
-    Restorer,
+    Restorer, SourceContents,
 };
 pub use encryptor::{Cipher, Encryptor, ReadSeek, Seal};
 pub use error::{Error, ErrorKind, Result};

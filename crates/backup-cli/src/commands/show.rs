@@ -64,14 +64,14 @@ fn of_place(place: &BackupPlace, text: &mut String) {
 
 /// The databases, or the one archive.
 fn as_json(contents: &Map<String, Value>) -> Result<Value> {
-    Ok(match LogicalContents::from_contents(contents)? {
+    Ok(match LogicalContents::described(contents)? {
         Some(contents) => json!(contents),
         None => json!({"database": contents.get("database"), "parts": contents.get("parts")}),
     })
 }
 
 fn as_text(contents: &Map<String, Value>) -> Result<String> {
-    let Some(contents) = LogicalContents::from_contents(contents)? else {
+    let Some(contents) = LogicalContents::described(contents)? else {
         return Ok("contents     one archive of pg_dump, or SQL: its tables are not listed\n".to_owned());
     };
     let mut text = String::new();

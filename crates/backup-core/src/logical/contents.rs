@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{DatabaseFacts, SnapshotContents};
+use crate::dumper::SourceContents;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where it stands in a backup's contents.
@@ -126,19 +127,24 @@ pub struct LeftOut {
 
 impl LogicalContents {
     /// As it is kept.
-    pub fn to_contents(&self) -> Result<Map<String, Value>> {
-        let value =
-            serde_json::to_value(self).map_err(|e| Error::internal("contents as JSON").caused_by(e))?;
-        Ok(Map::from_iter([(KEY.to_owned(), value)]))
+    pub fn to_contents(&self) -> Result<SourceContents> {
+        SourceContents::of(KEY, self)
     }
 
     /// Reads them. Nothing for a backup that is one archive of `pg_dump`.
     ///
     /// # Errors
     /// [`Integrity`](ErrorKind::Integrity) where they make no sense.
-    pub fn from_contents(contents: &Map<String, Value>) -> Result<Option<Self>> {
-        let Some(value) = contents.get(KEY) else { return Ok(None) };
-        serde_json::from_value(value.clone()).map(Some).map_err(|e| {
+    pub fn from_contents(contents: &SourceContents) -> Result<Option<Self>> {
+        contents.get(KEY)
+    }
+
+    /// The same of what [`Describe`](super::Describe) tells.
+    ///
+    /// # Errors
+    /// [`Integrity`](ErrorKind::Integrity) where it makes no sense.
+    pub fn described(told: &Map<String, Value>) -> Result<Option<Self>> {
+        told.get(KEY).map(Self::deserialize).transpose().map_err(|e| {
             Error::new(ErrorKind::Integrity, format!("the contents do not describe the databases: {e}"))
         })
     }

@@ -1,10 +1,13 @@
 //! What a database is beside its contents, and making one like it.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use crate::dumper::SourceContents;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{ConnInfo, Session, quote_identifier, quote_literal};
+
+/// Where it stands in the contents of a backup that is one archive, or SQL.
+const DATABASE: &str = "database";
 
 /// What `CREATE DATABASE` needs to make a database that sorts and encodes like the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,16 +72,14 @@ impl DatabaseFacts {
     }
 
     /// As it is kept with the contents of a backup that is one archive, or SQL.
-    pub(super) fn to_contents(&self) -> Result<Map<String, Value>> {
-        let value = serde_json::to_value(self).map_err(|e| Error::internal("facts as JSON").caused_by(e))?;
-        Ok(Map::from_iter([("database".to_owned(), value)]))
+    pub(super) fn to_contents(&self) -> Result<SourceContents> {
+        SourceContents::of(DATABASE, self)
     }
 
-    pub(super) fn from_contents(contents: &Map<String, Value>) -> Result<Self> {
-        let value = contents.get("database").cloned().unwrap_or_default();
-        serde_json::from_value(value).map_err(|e| {
-            Error::new(ErrorKind::Integrity, format!("the contents do not describe the database: {e}"))
-        })
+    pub(super) fn from_contents(contents: &SourceContents) -> Result<Self> {
+        contents
+            .get(DATABASE)?
+            .ok_or_else(|| Error::new(ErrorKind::Integrity, "the contents do not describe the database"))
     }
 
     /// Creates an empty database of another name with these properties. `session` is one of another database.

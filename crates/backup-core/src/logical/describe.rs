@@ -22,8 +22,8 @@ impl Restorer for Describe {
     }
 
     async fn restore(&self, parts: Arc<dyn PartSource>, _: &Ctx) -> Result<Map<String, Value>> {
-        let mut told = parts.contents().clone();
-        if super::LogicalContents::from_contents(&told)?.is_none() {
+        let mut told = parts.contents().to_map()?;
+        if super::LogicalContents::described(&told)?.is_none() {
             let each = |part: crate::PartInfo| serde_json::json!({"kind": part.spec.kind, "name": part.spec.name, "bytes": part.raw_bytes});
             told.insert("parts".to_owned(), parts.parts().into_iter().map(each).collect());
         }

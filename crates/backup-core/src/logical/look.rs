@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
 
 use super::archive::TocReader;
 use super::contents::{LogicalContents, TableContents};
 use super::pieces::object_of;
 use super::{COPY, Fingerprint, LARGE_OBJECTS, PACK, RowHasher, TOC};
+use crate::dumper::SourceContents;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tar_reader::{Piece, Reader};
 
@@ -39,7 +39,7 @@ pub(crate) struct RowsRead {
 
 impl RowsRead {
     /// For a backup's contents; nothing where they say nothing of tables.
-    pub(crate) fn of(contents: &Map<String, Value>) -> Result<Option<Arc<Self>>> {
+    pub(crate) fn of(contents: &SourceContents) -> Result<Option<Arc<Self>>> {
         let Some(contents) = LogicalContents::from_contents(contents)? else { return Ok(None) };
         let mut parts = HashMap::new();
         for (number, database) in contents.databases.iter().enumerate() {

@@ -13,7 +13,7 @@ use super::increment::{
     Coming, Copied, Intake, ManifestCopy, Manifests, Parent, Plan, Taken, begin_from_summaries,
 };
 use super::{BASE, KIND, MANIFEST, wal};
-use crate::dumper::{AfterCommit, Ctx, Dumped, Dumper, PartSink, PartSpec};
+use crate::dumper::{AfterCommit, Ctx, Dumped, Dumper, PartSink, PartSpec, SourceContents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::postgres::{
@@ -327,9 +327,8 @@ impl BaseBackupDump {
         for message in &warnings {
             ctx.observer.event(&Event::Warning { message: message.clone() });
         }
-        let mut contents = Map::new();
-        contents.insert("tablespaces".to_owned(), json!(tablespaces));
-        contents.insert(configuration::CONTENTS.to_owned(), json!(configuration.outside));
+        let mut contents = SourceContents::of("tablespaces", &tablespaces)?;
+        contents.insert(configuration::CONTENTS, &configuration.outside)?;
         let mut dumped = Dumped { facts, contents, warnings, ..Dumped::default() };
         plan.finish(made, &mut dumped, &*ctx.observer);
         if let Some(manifest) = manifest {

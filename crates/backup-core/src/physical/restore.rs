@@ -14,7 +14,7 @@ use super::place::{Looked, Place, Wanted};
 use super::recovery::Recovery;
 use super::unpack::blocking;
 use super::{BASE, KIND};
-use crate::dumper::{Ctx, PartSource, Restorer};
+use crate::dumper::{Ctx, PartSource, Restorer, SourceContents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 
@@ -117,12 +117,11 @@ impl DataDirectory {
 pub(super) fn targets(
     base: &Path,
     wanted: &BTreeMap<u32, PathBuf>,
-    contents: &Map<String, Value>,
+    contents: &SourceContents,
     place: impl Fn(&TablespaceOf) -> PathBuf,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let known: Vec<TablespaceOf> = contents
-        .get("tablespaces")
-        .and_then(|v| serde_json::from_value(v.clone()).ok())
+        .get("tablespaces")?
         .ok_or_else(|| Error::new(ErrorKind::Integrity, "the backup does not say what tablespaces it has"))?;
     if let Some(oid) = wanted.keys().find(|oid| known.iter().all(|t| t.oid != **oid)) {
         let message = format!("the backup has no tablespace {oid}");
@@ -203,8 +202,7 @@ impl Restorer for DataDirectory {
         let Unpacked { place, counts, resumed } =
             unpack_backup(&parts, self.wanted(&*parts, ctx)?, ctx).await?;
         let recovery = self.recovery.clone();
-        let outside = parts.contents().get(configuration::CONTENTS);
-        let outside = outside.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
+        let outside = parts.contents().get(configuration::CONTENTS)?.unwrap_or_default();
         blocking(move || {
             place.configure(&outside)?;
             place.complete(timeline, &recovery)

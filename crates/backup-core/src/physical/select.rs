@@ -24,7 +24,7 @@ use super::manifest::{Line, rewrite};
 use super::relation::{Relation, relation_file};
 use super::unpack::blocking;
 use super::{BASE, DELTA, FILES, INCREMENTAL, LIST, MANIFEST, WAL};
-use crate::dumper::{PartFrames, PartInfo, PartSource};
+use crate::dumper::{PartFrames, PartInfo, PartSource, SourceContents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Bytestream;
 use crate::tar_reader::{BLOCK, Piece, Reader, padding};
@@ -196,7 +196,7 @@ impl PartSource for Selective {
         .collect()
     }
 
-    fn contents(&self) -> &Map<String, Value> {
+    fn contents(&self) -> &SourceContents {
         self.parts.contents()
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::Totals;
 use super::frames::Frames;
 use super::read::{PartReader, read_part};
-use crate::dumper::{PartFrames, PartInfo, PartSource, PartSpec};
+use crate::dumper::{PartFrames, PartInfo, PartSource, PartSpec, SourceContents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::repository::{BackupContents, BackupRecord, PartContents, PartRecord};
@@ -38,7 +38,7 @@ impl PartSource for Source {
             .collect()
     }
 
-    fn contents(&self) -> &Map<String, Value> {
+    fn contents(&self) -> &SourceContents {
         &self.contents.source
     }
 

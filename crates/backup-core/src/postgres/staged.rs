@@ -1,5 +1,7 @@
 //! Small files put where a tool can read them.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,38 +33,16 @@ enum Place {
 }
 
 impl Tool {
-    /// Puts files into a new temporary folder where this tool can read them, which nobody else can: their names,
-    /// without folders, and their bytes.
+    /// Makes a temporary folder where this tool can read files, and nobody else can.
     ///
     /// # Errors
-    /// Where they cannot be written: [`Io`](crate::ErrorKind::Io), [`DiskFull`](crate::ErrorKind::DiskFull), or
-    /// [`Connect`](crate::ErrorKind::Connect) elsewhere, with what was said there.
-    pub async fn stage(&self, files: &[(&str, &[u8])]) -> Result<Staged> {
-        if files.iter().any(|(name, _)| name.is_empty() || name.starts_with('.') || name.contains('/')) {
-            return Err(Error::internal("a file to be staged whose name is none"));
+    /// Where it cannot be made: [`Io`](crate::ErrorKind::Io), or [`Connect`](crate::ErrorKind::Connect) elsewhere,
+    /// with what was said there.
+    pub async fn stage(&self) -> Result<Staged> {
+        match &self.via {
+            None => Staged::here().map_err(|e| Error::io("making a temporary folder", e)),
+            Some(via) => Staged::there(via).await.map_err(|e| e.doing("making a temporary folder")),
         }
-        let staged = match &self.via {
-            None => Staged::here().map_err(|e| Error::io("making a temporary folder", e))?,
-            Some(via) => Staged::there(via).await.map_err(|e| e.doing("making a temporary folder"))?,
-        };
-        for (name, bytes) in files {
-            let written = match &staged.place {
-                Place::Here(folder) => std::fs::write(folder.path().join(name), bytes)
-                    .map_err(|e| Error::io(format!("writing {name} to a temporary folder"), e)),
-                Place::There(via, _) => {
-                    let path = staged.path.join(name);
-                    let script = Script::new().set("path", &path.to_string_lossy());
-                    let written = via.run(script, "umask 077; exec cat >\"$path\"", bytes).await;
-                    written.map(drop).map_err(|e| e.doing(format!("writing {}", path.display())))
-                }
-            };
-            if let Err(error) = written {
-                // The first error tells more.
-                let _ = staged.remove().await;
-                return Err(error);
-            }
-        }
-        Ok(staged)
     }
 }
 
@@ -70,6 +50,36 @@ impl Staged {
     /// The folder, as the tool sees it.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Puts a file there: its name, without folders, and what writes it.
+    ///
+    /// # Errors
+    /// Where it cannot be written: [`Io`](crate::ErrorKind::Io), [`DiskFull`](crate::ErrorKind::DiskFull), or
+    /// [`Connect`](crate::ErrorKind::Connect) elsewhere, with what was said there.
+    pub async fn file(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    ) -> Result<()> {
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            return Err(Error::internal("a file to be staged whose name is none"));
+        }
+        let failed = |e| Error::io(format!("writing {name} to a temporary folder"), e);
+        match &self.place {
+            Place::Here(folder) => {
+                let mut file = BufWriter::new(File::create(folder.path().join(name)).map_err(failed)?);
+                write(&mut file).and_then(|()| file.flush()).map_err(failed)
+            }
+            Place::There(via, _) => {
+                let mut bytes = Vec::new();
+                write(&mut bytes).map_err(failed)?;
+                let path = self.path.join(name);
+                let script = Script::new().set("path", &path.to_string_lossy());
+                let written = via.run(script, "umask 077; exec cat >\"$path\"", &bytes).await;
+                written.map(drop).map_err(|e| e.doing(format!("writing {}", path.display())))
+            }
+        }
     }
 
     fn here() -> std::io::Result<Self> {

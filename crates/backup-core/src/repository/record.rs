@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{BackupId, ClusterName, FORMAT, RawDigest};
+use crate::dumper::SourceContents;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A BLAKE3 digest of 32 bytes, 64 hexadecimal digits in JSON.
@@ -274,7 +275,7 @@ pub struct BackupContents {
     /// The parts.
     pub parts: Vec<PartContents>,
     /// What the dumper keeps of its source.
-    pub source: Map<String, Value>,
+    pub source: SourceContents,
     /// Warnings of the run, a line each.
     pub warnings: Vec<String>,
     /// What else stands there.

@@ -51,6 +51,7 @@ impl TocReader {
     /// # Errors
     /// Those of [`TocReader::read`].
     pub fn push(&mut self, bytes: &[u8]) -> Result<bool> {
+        self.bytes.drain(..std::mem::take(&mut self.read));
         self.bytes.extend_from_slice(bytes);
         if self.header.is_none() {
             let mut cursor = Cursor { bytes: &self.bytes, at: 0, int_size: 4 };

@@ -81,7 +81,7 @@ impl<'a> Definitions<'a> {
     ) -> Result<Self> {
         // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
         let tool = tools.find_for("pg_restore", toc.header.dump_major().max(target_major), info).await?;
-        let mut files = vec![("toc.dat".to_owned(), toc.to_bytes())];
+        let mut files = Vec::new();
         let mut early: HashMap<i32, Vec<Early>> = HashMap::new();
         let mut is_early = HashSet::new();
         let mut of_small = Vec::new();
@@ -117,9 +117,11 @@ impl<'a> Definitions<'a> {
             let ids = entries.map(|entry| entry.id).filter(|id| name != LATE || !is_early.contains(id));
             files.push((name.to_owned(), of_entries(ids)));
         }
-        let files: Vec<(&str, &[u8])> =
-            files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
-        let folder = tool.stage(&files).await?;
+        let folder = tool.stage().await?;
+        folder.file("toc.dat", |to| toc.write(to)).await?;
+        for (name, list) in files {
+            folder.file(&name, |to| to.write_all(&list)).await?;
+        }
         let failures = Mutex::default();
         Ok(Self {
             folder,

@@ -13,7 +13,7 @@ use super::choice::Choice;
 use super::definitions::Definitions;
 use super::failure::Failure;
 use super::options::LoadOptions;
-use super::plan::{Plan, Task, Wanted};
+use super::plan::{Destination, Plan, Task, Wanted};
 use super::rename::Renamed;
 use super::target::Target;
 use super::worker::Work;
@@ -253,7 +253,7 @@ impl Fill<'_> {
         for (id, table) in &mut tables {
             if let Some(entry) = self.renamed.and_then(|renamed| renamed.rows.get(id)) {
                 table.name = format!("{}.{}", entry.schema_text(), entry.name_text());
-                table.entry = entry.clone();
+                table.to = Destination::of(entry)?;
             }
         }
         let (mut large_objects, mut tasks) = (VecDeque::new(), VecDeque::new());

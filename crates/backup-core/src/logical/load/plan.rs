@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::super::PACK;
-use super::super::archive::{BLOBS, Entry, TABLE_DATA, Toc};
+use super::super::archive::{BLOBS, COPY_END, Entry, TABLE_DATA, Toc};
 use super::super::contents::{Chunk, DatabaseContents, TableContents};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,11 +14,33 @@ const INDEX_SHARE: u64 = 5;
 /// A table that is loaded.
 #[derive(Debug, Clone)]
 pub(super) struct Rows {
-    pub(super) entry: Entry,
     pub(super) name: String,
     pub(super) count: u64,
     /// Whether an extension made the table, with rows of its own.
     pub(super) of_extension: bool,
+    pub(super) to: Destination,
+}
+
+/// Where rows go, as SQL in the encoding of the dump.
+#[derive(Debug, Clone)]
+pub(super) struct Destination {
+    /// The table.
+    pub(super) table: Vec<u8>,
+    /// `COPY` with the table, or the root of its partitions, and the columns.
+    pub(super) copy: Vec<u8>,
+    pub(super) through_root: bool,
+}
+
+impl Destination {
+    /// What the entry of rows says.
+    ///
+    /// # Errors
+    /// [`Internal`](ErrorKind::Internal) where it has no `COPY` as `pg_dump` writes it.
+    pub(super) fn of(entry: &Entry) -> Result<Self> {
+        let copy = entry.copy.as_deref().and_then(|copy| copy.strip_suffix(COPY_END));
+        let copy = copy.ok_or_else(|| Error::internal("an entry without COPY"))?.to_vec();
+        Ok(Self { table: entry.qualified(), copy, through_root: entry.through_root() })
+    }
 }
 
 /// A piece of work for one session.
@@ -73,7 +95,7 @@ impl Plan {
                 .filter_map(|id| entries.get(id))
                 .any(|e| e.kind.ends_with("TABLE"));
             let rows = Rows {
-                entry: (*entry).clone(),
+                to: Destination::of(entry)?,
                 name: format!("{}.{}", table.schema, table.name),
                 count: table.rows,
                 of_extension,

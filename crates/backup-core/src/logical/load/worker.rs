@@ -7,7 +7,6 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::super::archive::COPY_END;
 use super::super::contents::Chunk;
 use super::failure::Failure;
 use super::large_objects;
@@ -191,16 +190,15 @@ impl Worker {
     /// Begins a COPY. Into a table that nobody else knows yet, rows are written frozen: they need no vacuum later,
     /// and what reads them first has nothing to write.
     async fn start(&mut self, table: &Rows, alone: bool) -> Result<()> {
-        let frozen = alone && self.work.fresh && !table.entry.through_root();
-        let copy = table.entry.copy.as_deref().unwrap_or_default();
-        let copy = copy.strip_suffix(COPY_END).ok_or_else(|| Error::internal("an entry without COPY"))?;
+        let to = &table.to;
+        let frozen = alone && self.work.fresh && !to.through_root;
         let mut sql: Vec<u8> = if self.work.held { Vec::new() } else { b"BEGIN; ".to_vec() };
         if frozen {
             sql.extend(b"TRUNCATE TABLE ONLY ");
-            sql.extend(table.entry.qualified());
+            sql.extend(&to.table);
             sql.extend(b"; ");
         }
-        sql.extend(copy);
+        sql.extend(&to.copy);
         sql.extend(if frozen { &b" FROM STDIN WITH (FREEZE)"[..] } else { b" FROM STDIN" });
         if !self.work.held {
             sql.extend(b"; COMMIT");

@@ -15,7 +15,7 @@ use tar::{EntryType, Header};
 use super::compare::Comparer;
 use super::intake::{Coming, Intake};
 use super::map::{BlockMap, MapKey};
-use crate::dumper::{Ctx, PartInfo, PartSink, PartSource, PartSpec, PartWriter};
+use crate::dumper::{Ctx, PartInfo, PartSink, PartSource, PartSpec, PartWriter, SourceContents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Silent;
 use crate::physical::chain::Chain;
@@ -228,7 +228,8 @@ impl PartWriter for MemoryPart {
 struct Source {
     stored: Stored,
     ancestors: Vec<Arc<dyn PartSource>>,
-    none: Map<String, Value>,
+    contents: SourceContents,
+    facts: Map<String, Value>,
     /// Pieces that come before the store answers no more.
     pieces: Arc<AtomicUsize>,
 }
@@ -244,12 +245,12 @@ impl PartSource for Source {
         self.stored.iter().enumerate().map(info).collect()
     }
 
-    fn contents(&self) -> &Map<String, Value> {
-        &self.none
+    fn contents(&self) -> &SourceContents {
+        &self.contents
     }
 
     fn facts(&self) -> &Map<String, Value> {
-        &self.none
+        &self.facts
     }
 
     async fn open(&self, part: u32) -> Result<Bytestream> {
@@ -362,7 +363,13 @@ async fn chain_comes_back(steps: &[Vec<Change>], piece: usize, cuts: &[usize], o
     let mut chain: Vec<Arc<dyn PartSource>> = Vec::new();
     let pieces = Arc::new(AtomicUsize::new(usize::MAX));
     let source = |stored, ancestors| -> Arc<dyn PartSource> {
-        Arc::new(Source { stored, ancestors, none: Map::new(), pieces: Arc::clone(&pieces) })
+        Arc::new(Source {
+            stored,
+            ancestors,
+            contents: SourceContents::default(),
+            facts: Map::new(),
+            pieces: Arc::clone(&pieces),
+        })
     };
     let (base, space) = (folder.path().join("data"), folder.path().join("space"));
     let mut digest = None;
