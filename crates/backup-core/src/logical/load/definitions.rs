@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::archive::{BLOBS, Entry, POST_DATA, TABLE_DATA, Toc};
+use super::super::archive::{BLOBS, DATA, Entry, POST_DATA, TABLE_DATA, Toc};
 use super::archive::{needs_script, plain_name, run_script};
 use super::choice::Choice;
 use super::failure::{self, Failure};
@@ -42,6 +42,9 @@ pub(super) struct Definitions<'a> {
     early: HashMap<i32, Vec<Early>>,
     /// Lists of what is built of the other tables when all rows are there.
     small: Vec<String>,
+    /// Whether there is something for [`beside`](Self::beside) and [`after`](Self::after) to do.
+    beside: bool,
+    after: bool,
 }
 
 /// An index, or what is made of one, that needs its table alone.
@@ -117,6 +120,9 @@ impl<'a> Definitions<'a> {
             let ids = entries.map(|entry| entry.id).filter(|id| name != LATE || !is_early.contains(id));
             files.push((name.to_owned(), of_entries(ids)));
         }
+        let mut chosen = toc.entries.iter().filter(|entry| choice.has(entry.id));
+        let beside = chosen.clone().any(|entry| entry.section == DATA && is_of(WITHOUT_ROWS, entry));
+        let after = chosen.any(|entry| entry.section == POST_DATA && !is_early.contains(&entry.id));
         let folder = tool.stage().await?;
         folder.file("toc.dat", |to| toc.write(to)).await?;
         for (name, list) in files {
@@ -135,6 +141,8 @@ impl<'a> Definitions<'a> {
             everything: choice.is_everything(),
             early,
             small,
+            beside,
+            after,
         })
     }
 
@@ -150,6 +158,9 @@ impl<'a> Definitions<'a> {
 
     /// Values of sequences, and definitions of large objects where they are among the data.
     pub(super) async fn beside(&self, ctx: &Ctx) -> Result<Vec<String>> {
+        if !self.beside {
+            return Ok(Vec::new());
+        }
         self.run(&["--section=data"], WITHOUT_ROWS, 1, &self.info, ctx).await
     }
 
@@ -185,6 +196,11 @@ impl<'a> Definitions<'a> {
         self.run(&["--section=post-data"], list, 1, alone.as_ref().unwrap_or(info), ctx).await
     }
 
+    /// How many times [`build`](Self::build) is called.
+    pub(super) fn builds(&self) -> usize {
+        self.early.values().map(Vec::len).sum::<usize>() + self.small.len()
+    }
+
     /// Lists of what is built of the other tables.
     pub(super) fn small(&self) -> &[String] {
         &self.small
@@ -192,6 +208,9 @@ impl<'a> Definitions<'a> {
 
     /// What comes after the rows: constraints, triggers, materialized views, and indexes that are not there yet.
     pub(super) async fn after(&self, info: &ConnInfo, ctx: &Ctx) -> Result<Vec<String>> {
+        if !self.after {
+            return Ok(Vec::new());
+        }
         let list = if self.early.is_empty() && self.small.is_empty() { ALL } else { LATE };
         self.run(&["--section=post-data"], list, ctx.jobs, info, ctx).await
     }

@@ -1,6 +1,7 @@
 //! Filling a database: definitions, rows, what is made of rows.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -17,7 +18,7 @@ use super::plan::{Destination, Plan, Task, Wanted};
 use super::rename::Renamed;
 use super::target::Target;
 use super::worker::Work;
-use super::{analyze, order, rows, timescale};
+use super::{analyze, flush, order, rows, timescale};
 use crate::dumper::{Ctx, PartSource};
 use crate::error::{Error, Result};
 use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_identifier};
@@ -96,7 +97,12 @@ impl Fill<'_> {
                 };
                 let (finished, of_tables) = mpsc::unbounded_channel();
                 let permits = Arc::new(Semaphore::new(ctx.jobs));
-                let rows = self.rows(sessions, &wanted, &permits, finished, &mut filled, ctx);
+                let rows = async {
+                    tokio::select! {
+                        rows = self.rows(sessions, &wanted, &permits, finished, &mut filled, ctx) => rows,
+                        never = flush::keep_flushing(&session) => match never {},
+                    }
+                };
                 let indexes = self.indexes(definitions, &session, &for_indexes, of_tables, &permits, ctx);
                 let (sessions, words) = tokio::try_join!(rows, indexes)?;
                 for session in sessions {
@@ -111,7 +117,7 @@ impl Fill<'_> {
         }
         filled.failures.extend(definitions.failures());
         filled.words.extend(self.afterwards(&session, ctx).await?);
-        flush(&session).await?;
+        flush::flush(&session).await?;
         Ok(filled)
     }
 
@@ -191,15 +197,22 @@ impl Fill<'_> {
         ctx: &Ctx,
     ) -> Result<Vec<String>> {
         let free = async || permits.acquire().await.map_err(|_| Error::cancelled());
+        let to_begin = AtomicUsize::new(definitions.builds());
+        let begin = async || {
+            let permit = free().await?;
+            let is_last = to_begin.fetch_sub(1, Ordering::Relaxed) == 1;
+            Ok::<_, Error>((permit, is_last))
+        };
         let table = async |rows: i32| {
             let turns = Semaphore::new(ctx.jobs);
             let builds = definitions.early(rows).iter().map(async |early| {
                 // Who would wait for the server's lock must not keep others from working.
                 let wanted = if early.exclusive { u32::try_from(ctx.jobs).unwrap_or(u32::MAX) } else { 1 };
                 let _turn = turns.acquire_many(wanted).await.map_err(|_| Error::cancelled())?;
-                let _permit = free().await?;
-                // Several processes for one index cost more than one does: only where they would be idle otherwise.
-                let workers = early.at_once < ctx.jobs && permits.available_permits() > 0;
+                let (_permit, is_last) = begin().await?;
+                // Several processes for one index cost more than one does: only where they would be idle otherwise, at
+                // once or as soon as the others have ended.
+                let workers = is_last || (early.at_once < ctx.jobs && permits.available_permits() > 0);
                 definitions.build(&early.list, workers, info, ctx).await
             });
             let mut words = futures::future::try_join_all(builds).await?.concat();
@@ -214,7 +227,7 @@ impl Fill<'_> {
             Ok::<_, Error>(words)
         };
         let of_small = async |list: &str| {
-            let _permit = free().await?;
+            let (_permit, _) = begin().await?;
             definitions.build(list, false, info, ctx).await
         };
         let (mut of_large, mut small) = (FuturesUnordered::new(), FuturesUnordered::new());
@@ -328,12 +341,4 @@ impl Fill<'_> {
         let session = self.target.info().connect().await?;
         rows::compare(&session, &self.encoding(), expected.collect(), ctx).await
     }
-}
-
-/// Makes what sessions committed without waiting durable.
-async fn flush(session: &Session) -> Result<()> {
-    // A commit that wrote something waits for all WAL before it.
-    let sql =
-        "SET synchronous_commit = on; SELECT pg_catalog.pg_logical_emit_message(true, 'pgark', 'restored')";
-    session.rows(sql).await.map(drop)
 }

@@ -7,6 +7,7 @@ mod choice;
 mod definitions;
 mod failure;
 mod fill;
+mod flush;
 mod large_objects;
 mod old;
 mod options;

@@ -121,11 +121,11 @@ impl Plan {
             } else if is_shared(table.bytes, all - work(table), jobs) && table.chunks.len() > 1 {
                 for chunk in &table.chunks {
                     let task = Task::Chunks { table: table.entry, chunks: vec![chunk.clone()], alone: false };
-                    weighed.push((chunk.bytes, task));
+                    weighed.push((work(table), task));
                 }
             } else if !table.chunks.is_empty() {
                 let task = Task::Chunks { table: table.entry, chunks: table.chunks.clone(), alone: true };
-                weighed.push((table.bytes, task));
+                weighed.push((work(table), task));
             }
         }
         weighed.extend(
@@ -136,6 +136,7 @@ impl Plan {
             let each = objects.bytes / (objects.parts.len() as u64).max(1);
             weighed.extend(objects.parts.iter().map(|part| (each, Task::LargeObjects(*part))));
         }
+        // The table with the most to do comes first, with all its chunks: its indexes are built while others are loaded.
         weighed.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
         plan.then = weighed.into_iter().map(|(_, task)| task).collect();
         Ok(plan)
