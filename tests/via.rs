@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pgark::logical::{Dump, Load};
 use pgark::physical::BaseBackupDump;
-use pgark::postgres::{ConnInfo, Session, Tools, Via};
+use pgark::postgres::{ConnInfo, Session, Staged, Tool, Tools, Via};
 use pgark::repository::ClusterName;
 use pgark::{Backup, CancellationToken, Error, ErrorKind, Repository, Restore, Summary};
 use support::{conninfo, fingerprint, left_out, memory_repository, sample};
@@ -368,6 +368,14 @@ async fn a_pg_dump_that_is_killed_there_is_a_failed_backup() {
     assert_eq!(support::left(&memory), ["pgark.json"]);
 }
 
+async fn stage(tool: &Tool, files: &[(&str, &[u8])]) -> Staged {
+    let staged = tool.stage().await.unwrap();
+    for (name, bytes) in files {
+        staged.file(name, |to| to.write_all(bytes)).await.unwrap();
+    }
+    staged
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn small_files_are_put_beside_the_tool_and_removed() {
     let here = conninfo("user=postgres");
@@ -375,12 +383,13 @@ async fn small_files_are_put_beside_the_tool_and_removed() {
     let files = [("toc.dat", &large[..]), ("list", b"1; 2 TABLE\n".as_slice()), ("empty", b"")];
 
     let tool = Tools::installed().find_for("pg_restore", 15, &here).await.unwrap();
-    let staged = tool.stage(&files).await.unwrap();
+    let staged = stage(&tool, &files).await;
     let path = staged.path().to_owned();
     assert_eq!(std::fs::read(path.join("toc.dat")).unwrap(), large);
     staged.remove().await.unwrap();
     assert!(!path.exists());
-    assert_eq!(tool.stage(&[("../x", b"")]).await.unwrap_err().kind(), ErrorKind::Internal);
+    let outside = tool.stage().await.unwrap().file("../x", |_| Ok(())).await;
+    assert_eq!(outside.unwrap_err().kind(), ErrorKind::Internal);
     if left_out("docker") {
         return;
     }
@@ -389,7 +398,7 @@ async fn small_files_are_put_beside_the_tool_and_removed() {
     let connection = server.at("shop", "");
     let tool = Tools::installed().find_for("pg_restore", 17, &connection).await.unwrap();
     assert_eq!(tool.path.to_str(), Some("/usr/lib/postgresql/17/bin/pg_restore"));
-    let staged = tool.stage(&files).await.unwrap();
+    let staged = stage(&tool, &files).await;
     let path = staged.path().display().to_string();
     assert_eq!(
         server.sh(&format!("cd {path} && ls && stat -c %a . list && wc -c < toc.dat && cat list")),
@@ -404,7 +413,7 @@ async fn small_files_are_put_beside_the_tool_and_removed() {
     assert!(!server.try_sh(&format!("test -e {path}")).status.success());
 
     // Dropped, it is removed soon after.
-    let staged = tool.stage(&files).await.unwrap();
+    let staged = stage(&tool, &files).await;
     let path = staged.path().display().to_string();
     assert!(server.try_sh(&format!("test -e {path}")).status.success());
     drop(staged);
@@ -415,7 +424,7 @@ async fn small_files_are_put_beside_the_tool_and_removed() {
 
     // Where it cannot be written, the words of there are told, and nothing is left.
     server.sh("mv /tmp /tmp.away");
-    let error = tool.stage(&files).await.unwrap_err();
+    let error = tool.stage().await.unwrap_err();
     server.sh("mv /tmp.away /tmp");
     assert!(words(&error).contains("mktemp"), "{error:?}");
 }

@@ -10,7 +10,7 @@ use pgark::postgres::Tools;
 use pgark::repository::BackupRecord;
 use pgark::{
     Backup, CancellationToken, Ctx, Dumper, MemoryTransport, Observer, PartSource, Repository, Restore,
-    Restored, Restorer, Result, Summary, codec,
+    Restored, Restorer, Result, SourceContents, Summary, codec,
 };
 use serde_json::{Map, Value};
 
@@ -79,7 +79,7 @@ impl Logical {
 
 /// Keeps the contents, and restores nothing.
 #[derive(Clone, Default)]
-struct Keep(Arc<Mutex<Map<String, Value>>>);
+struct Keep(Arc<Mutex<SourceContents>>);
 
 #[async_trait]
 impl Restorer for Keep {

@@ -288,3 +288,122 @@ async fn a_backup_that_is_killed_is_none() {
     let (source, copy) = (connect(&url).await, connect(&recovered.url("postgres")).await);
     assert_eq!(fingerprint(&source).await, fingerprint(&copy).await);
 }
+
+/// Clients that come back at once whenever they are sent away, and read.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU32>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Clients {
+    fn start(server: &TempServer, database: &str) -> Self {
+        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let connection = server.conninfo(database).unwrap();
+        let task = |_| {
+            let (connection, stop, answers) = (connection.clone(), Arc::clone(&stop), Arc::clone(&answers));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(session) = connection.connect().await else {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        continue;
+                    };
+                    while session.rows("SELECT count(*) FROM large").await.is_ok() {
+                        answers.fetch_add(1, Ordering::Relaxed);
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                }
+            })
+        };
+        let tasks = (0..3).map(task).collect();
+        Self { stop, answers, tasks }
+    }
+
+    async fn stop(self) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        self.answers.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_killed_leaves_a_database_that_works() {
+    let mut dice = Dice::new();
+    let host = Host::new();
+    host.ok(&["init"]);
+    let server = server_with(&TempServerOptions::default());
+    sql(&server, "postgres", "CREATE DATABASE shop").await;
+    sql(&server, "shop", &sample(2000)).await;
+    let large = "CREATE TABLE large AS SELECT n, repeat(md5(n::text), 10) AS x FROM generate_series(1, 60000) n; \
+         CREATE INDEX ON large (n); CREATE INDEX ON large (x)";
+    sql(&server, "shop", large).await;
+    let old = fingerprint(&connect(&server.url("shop")).await).await;
+    host.ok(&["backup", "--db", &server.url("shop")]);
+    let change = "DELETE FROM large WHERE n % 2 = 0; CREATE TABLE since AS SELECT 1 AS x";
+    sql(&server, "shop", change).await;
+    let new = fingerprint(&connect(&server.url("shop")).await).await;
+    let (live, copy) = (server.url("shop"), server.url("copy"));
+    let swap = ["restore", "--into", &live, "--swap", "--end-sessions", "--yes"];
+    let into_new = ["restore", "--into", &copy, "--yes"];
+    let databases = async |like: &str| {
+        let query = format!("SELECT datname FROM pg_database WHERE datname LIKE '{like}'");
+        let rows = sql(&server, "postgres", &query);
+        rows.await.into_iter().map(|row| row[0].clone().unwrap()).collect::<Vec<_>>()
+    };
+    let clients = Clients::start(&server, "shop");
+    let begun = Instant::now();
+    host.ok(&swap);
+    let whole = begun.elapsed();
+    sql(&server, "shop", change).await;
+
+    let (mut killed, mut swapped) = (0, 0);
+    for round in 0..24 {
+        let mut command = host.command(if round % 4 == 0 { &into_new } else { &swap });
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Most of them near the end, where the names change.
+        let (shortest, longest) =
+            if round % 4 == 1 { (Duration::ZERO, whole) } else { (whole / 2, whole * 2 / 3) };
+        tokio::time::sleep(shortest + dice.time(longest)).await;
+        killed += u32::from(
+            child.try_wait().unwrap().is_none() && {
+                kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+                !child.wait().unwrap().success()
+            },
+        );
+        // One or the other, as a whole, and it lets everybody in. Who connects while the server still renames is told
+        // that it is gone.
+        let begun = Instant::now();
+        let session = loop {
+            match server.conninfo("shop").unwrap().connect().await {
+                Ok(session) => break session,
+                Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let there = fingerprint(&session).await;
+        assert!(there == old || there == new, "round {round}: {there:?}");
+        if there == old {
+            swapped += 1;
+            session.rows(change).await.unwrap();
+        }
+        if !databases("copy").await.is_empty() {
+            let said = host.run(&into_new);
+            let said = String::from_utf8_lossy(&said.stderr).into_owned();
+            // It may have been killed before it had made anything, or not at all.
+            assert!(said.is_empty() || said.contains("exists and is not empty"), "{said}");
+            sql(&server, "postgres", "DROP DATABASE copy WITH (FORCE)").await;
+        }
+        for left in databases("shop\\_pgark\\_%").await {
+            sql(&server, "postgres", &format!("DROP DATABASE {left} WITH (FORCE)")).await;
+        }
+    }
+    println!("{killed} of 24 were killed, {swapped} had swapped");
+    assert!(killed > 4 && swapped > 0, "{killed}, {swapped}");
+    host.ok(&swap);
+    assert!(clients.stop().await > 100, "they were let in");
+    assert_eq!(fingerprint(&connect(&live).await).await, old);
+}

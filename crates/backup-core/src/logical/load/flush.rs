@@ -14,7 +14,8 @@ const EVERY: Duration = Duration::from_millis(40);
 /// Has the server write WAL to disk while others load rows, as long as this is polled.
 pub(super) async fn keep_flushing(session: &Session) -> Infallible {
     // `local`: no standby is waited for.
-    let sql = "SET synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'pgark', 'loading')";
+    let sql =
+        "SET synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'pgark', 'loading')";
     while session.rows(sql).await.is_ok() {
         tokio::time::sleep(EVERY).await;
     }

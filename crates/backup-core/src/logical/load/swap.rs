@@ -1,5 +1,6 @@
 //! Putting a restored database in the place of one that is there.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,6 +17,8 @@ const NAME_BYTES: usize = 63;
 const TIME_TO_END: Duration = Duration::from_secs(10);
 /// How long a session that seems to end is waited for before it counts as one that stays.
 const TIME_TO_GO: Duration = Duration::from_secs(1);
+/// `ERRCODE_OBJECT_IN_USE`
+const IN_USE: &str = "55006";
 /// Settings that are lists of names (`variable_is_guc_list_quote` in dumputils.c, PostgreSQL 15 to 18).
 const LISTS: &[&str] = &[
     "local_preload_libraries",
@@ -239,29 +242,15 @@ pub(super) async fn swap(
     if ctx.cancel.is_cancelled() {
         return Err(Error::cancelled());
     }
-    let allowed =
-        format!("SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = {}", quote_literal(name));
-    let allowed = session.value(&allowed).await?.as_deref() == Some("t");
-    let allow = |name: &str, allow: bool| {
-        format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {allow}", quote_identifier(name))
-    };
-    session.rows(&allow(name, false)).await?;
-    let renamed = async {
-        empty(session, name, end_sessions).await?;
-        let rename = |from: &str, to: &str| {
-            format!("ALTER DATABASE {} RENAME TO {}", quote_identifier(from), quote_identifier(to))
-        };
-        let sql = format!(
-            "BEGIN; {}; {}; {}; COMMIT",
-            rename(name, &old),
-            rename(&target.name, name),
-            allow(&old, allowed)
-        );
-        session.rows(&sql).await.map_err(|e| e.doing("renaming the databases")).map(drop)
-    };
-    if let Err(error) = renamed.await {
-        return Err(reopen(session, connection, &allow(name, allowed), error).await);
-    }
+    let identifier = quote_identifier;
+    let sql = format!(
+        "BEGIN; ALTER DATABASE {} RENAME TO {}; ALTER DATABASE {} RENAME TO {}; COMMIT",
+        identifier(name),
+        identifier(&old),
+        identifier(&target.name),
+        identifier(name)
+    );
+    rename(session, connection, &sql, end_sessions).await?;
     if !drop_old {
         return Ok(Swapped { kept: Some(old) });
     }
@@ -276,45 +265,50 @@ pub(super) async fn swap(
     }
 }
 
-/// Lets sessions in again after a failure.
-async fn reopen(session: &Session, connection: &ConnInfo, sql: &str, error: Error) -> Error {
-    // An open transaction of this session would keep it from being seen.
-    let again = match session.rows(&format!("ROLLBACK; {sql}")).await {
-        Err(_) => match maintenance(connection).await {
-            Ok(session) => session.rows(sql).await,
-            Err(e) => Err(e),
-        },
-        ok => ok,
-    };
-    match again {
-        Ok(_) => error,
-        Err(_) => error.doing(format!("the old database lets nobody in until somebody runs: {sql}")),
+/// Renames, once nobody is connected. PostgreSQL locks a database while it waits for that, five seconds at most, and who
+/// wants to connect waits as well (`RenameDatabase` in dbcommands.c, `CountOtherDBBackends` in procarray.c, PostgreSQL 15
+/// to 18): so nothing has to be undone, whenever this process dies.
+async fn rename(session: &Session, connection: &ConnInfo, sql: &str, end_sessions: bool) -> Result<()> {
+    let name = connection.database();
+    let beside = maintenance(connection).await?;
+    let begun = std::time::Instant::now();
+    loop {
+        let mut renaming = pin!(session.rows(sql));
+        let mut ended = Ok(());
+        // It is waited for in any case: the server goes on with it.
+        let renamed = loop {
+            if end_sessions && ended.is_ok() {
+                ended = end_all(&beside, name).await;
+            }
+            if let Ok(renamed) = tokio::time::timeout(Duration::from_millis(100), &mut renaming).await {
+                break renamed;
+            }
+        };
+        let Err(error) = renamed else { return Ok(()) };
+        // Who was connected may be gone now, and nothing was changed either way.
+        let _ = session.rows("ROLLBACK").await;
+        ended?;
+        if error.sqlstate() != Some(IN_USE) {
+            return Err(error.doing("renaming the databases"));
+        }
+        if begun.elapsed() > TIME_TO_END {
+            let who = connected(session, name).await?;
+            let who = who.into_iter().map(|(_, who)| who).collect::<Vec<_>>().join(", ");
+            return Err(Error::new(ErrorKind::Conflict, format!("{name} is in use by {who}"))
+                .with_hint("disconnect them, or end them with --end-sessions")
+                .caused_by(error));
+        }
     }
 }
 
-/// Waits until nobody is connected. New sessions are kept out already.
-async fn empty(session: &Session, name: &str, end_sessions: bool) -> Result<()> {
-    let begun = std::time::Instant::now();
-    loop {
-        let connected = connected(session, name).await?;
-        if connected.is_empty() {
-            return Ok(());
-        }
-        if begun.elapsed() > TIME_TO_END {
-            let who = connected.into_iter().map(|(_, who)| who).collect::<Vec<_>>().join(", ");
-            return Err(Error::new(ErrorKind::Conflict, format!("{name} is in use by {who}"))
-                .with_hint("disconnect them, or end them with --end-sessions"));
-        }
-        if end_sessions {
-            let pids: Vec<String> = connected.into_iter().map(|(pid, _)| pid).collect();
-            let sql = format!(
-                "SELECT pg_catalog.pg_terminate_backend(pid) FROM unnest(ARRAY[{}]) a (pid)",
-                pids.join(", ")
-            );
-            session.rows(&sql).await.map_err(|e| e.doing(format!("ending the sessions of {name}")))?;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+/// Ends the sessions of a database.
+async fn end_all(session: &Session, name: &str) -> Result<()> {
+    let sql = format!(
+        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+         WHERE datname = {} AND backend_type = 'client backend'",
+        quote_literal(name)
+    );
+    session.rows(&sql).await.map(drop).map_err(|e| e.doing(format!("ending the sessions of {name}")))
 }
 
 #[cfg(test)]
