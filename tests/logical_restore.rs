@@ -253,6 +253,27 @@ async fn what_fails_in_the_middle_of_adding_is_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_that_the_database_does_not_take_are_told() {
+    let shop = Shop::new().await;
+    shop.sql("postgres", "CREATE DATABASE live").await;
+    let guard = "CREATE TABLE customers (id int PRIMARY KEY); INSERT INTO customers SELECT generate_series(1, 1000);
+         CREATE FUNCTION not_7() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RETURN CASE WHEN NEW.id = 7 THEN NULL ELSE NEW END; END $$;
+         CREATE FUNCTION guard() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+         CREATE TRIGGER guarded BEFORE INSERT ON public.orders FOR EACH ROW EXECUTE FUNCTION public.not_7(); END $$;
+         CREATE EVENT TRIGGER guard ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION guard()";
+    shop.sql("live", guard).await;
+    let words = ["public.orders took 299 rows, and the backup has 300"];
+    shop.fails(shop.load("live").options(tables(&["public.orders"])), ErrorKind::Integrity, &words).await;
+    assert_eq!(shop.value("live", "SELECT to_regclass('orders') IS NULL").await, "t");
+    let mut going = tables(&["public.orders"]);
+    going.keep_going = true;
+    shop.fails(shop.load("live").options(going), ErrorKind::Database, &words).await;
+    assert_eq!(shop.value("live", "SELECT count(*) FROM orders").await, "299");
+    assert_eq!(shop.value("live", "SELECT count(*) FROM pg_trigger WHERE tgname = 'stamped'").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn definitions_alone_and_rows_alone() {
     let shop = Shop::new().await;
     shop.restore(shop.load("again").options(options(|o| o.schema_only = true))).await.unwrap();

@@ -71,7 +71,7 @@ pub(crate) struct LoadArgs {
     /// Makes no backup of the database first
     #[arg(long, requires = "clean")]
     no_safety_backup: bool,
-    /// Ends sessions that are in the way of the swap, and keeps new ones out meanwhile
+    /// Ends sessions that are in the way of the swap; new ones wait until it is done
     #[arg(long, requires = "into")]
     end_sessions: bool,
     /// Does not ask before a database is changed that exists

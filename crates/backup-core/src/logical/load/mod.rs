@@ -254,6 +254,7 @@ impl Load {
         let choice = Choice::new(&toc, &asked, if renames { &NOTHING } else { &there })?;
         let creates = ground.database.is_none() || matches!(way, Way::Swap { .. });
         let mut findings = preflight::check(&ground, &toc, &choice, database, &self.options, creates).await?;
+        findings.warnings.extend(swap::left_behind(&ground.maintenance, &ground.name).await?);
         match way {
             Way::Fresh => {}
             Way::Add if self.existing == Existing::Clean => {}

@@ -29,6 +29,9 @@ const LISTS: &[&str] = &[
     "unix_socket_directories",
 ];
 
+/// Letters and digits that make a name unique.
+const RANDOM: usize = 8;
+
 /// `NAME_pgark_new_7qd2k4…`
 pub(super) fn new_name(name: &str) -> String {
     random_name(name, "new")
@@ -41,7 +44,27 @@ pub(super) fn scratch_name(name: &str) -> String {
 
 fn random_name(name: &str, what: &str) -> String {
     let id = ulid::Ulid::generate().to_string().to_lowercase();
-    with_end(name, &format!("_pgark_{what}_{}", &id[id.len() - 8..]))
+    with_end(name, &format!("_pgark_{what}_{}", &id[id.len() - RANDOM..]))
+}
+
+/// Databases that a restore of a database `name` made to rename or to drop, and that nobody uses: it was killed.
+pub(super) async fn left_behind(session: &Session, name: &str) -> Result<Vec<String>> {
+    let sql = "SELECT datname FROM pg_catalog.pg_database d WHERE NOT EXISTS \
+               (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid) ORDER BY datname";
+    let names = session.rows(sql).await?.into_iter().filter_map(|row| row.into_iter().next()?);
+    let told = |left: String| {
+        let drop = format!("DROP DATABASE {}", quote_identifier(&left));
+        format!("{left} was left by a restore that was killed; no other restore at work? then: {drop}")
+    };
+    Ok(names.filter(|candidate| is_random_name(candidate, name)).map(told).collect())
+}
+
+/// Whether a name is of [`new_name`] or [`scratch_name`].
+fn is_random_name(candidate: &str, name: &str) -> bool {
+    ["_pgark_new_", "_pgark_scratch_"].iter().any(|what| {
+        let end = candidate.rfind(what).map(|at| &candidate[at..]);
+        end.is_some_and(|end| end.len() == what.len() + RANDOM && with_end(name, end) == candidate)
+    })
 }
 
 const OLD: &str = "_pgark_old_";
@@ -328,6 +351,10 @@ mod tests {
                 is_old_name(&old, name) && !is_old_name(&old, "sho") && !is_old_name(name, name),
                 "{old}"
             );
+        }
+        assert!(is_random_name(&new_name(&long), &long) && is_random_name(&scratch_name("shop"), "shop"));
+        for other in ["shop_pgark_new_1", "shop", "shops_pgark_new_12345678", "shop_pgark_old_12345678"] {
+            assert!(!is_random_name(other, "shop"), "{other}");
         }
         for other in ["shop_pgark_old_20261121", "shop_pgark_old_20261121t181500_123z2", "shop"] {
             assert!(!is_old_name(other, "shop"), "{other}");
