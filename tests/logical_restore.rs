@@ -469,6 +469,57 @@ async fn everything_that_is_missing_is_told_at_once() {
     assert!(said.contains("CREATEDB") && said.contains("role nobody is missing"), "{said}");
 }
 
+/// An extension that does of `TimescaleDB` what a restore meets: its catalog takes rows only while it knows that it is
+/// restored.
+const TIMESCALE: &str = r#"
+cd "$(dirname "$(find /usr -name plpgsql.control)")"
+printf "default_version = '2.17.0'\nrelocatable = false\n" >timescaledb.control
+cat >timescaledb--2.17.0.sql <<'S'
+CREATE TABLE hypertable (name text);
+SELECT pg_catalog.pg_extension_config_dump('hypertable', '');
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+IF current_setting('timescaledb.restoring', true) IS DISTINCT FROM 'on' THEN RAISE 'not while it works'; END IF;
+RETURN NEW; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON hypertable FOR EACH ROW EXECUTE FUNCTION refuse();
+CREATE FUNCTION timescaledb_pre_restore() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+EXECUTE format('ALTER DATABASE %I SET timescaledb.restoring = ''on''', current_database()); RETURN true; END $$;
+CREATE FUNCTION timescaledb_post_restore() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+EXECUTE format('ALTER DATABASE %I RESET timescaledb.restoring', current_database());
+EXECUTE format('COMMENT ON DATABASE %I IS ''restored''', current_database()); RETURN true; END $$;
+S
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb_is_told_that_it_is_restored() {
+    if left_out("docker") {
+        return;
+    }
+    let container = containers::start(17).await;
+    container.script(TIMESCALE);
+    let session = async |name: &str| connect(&container.url(name)).await;
+    session("postgres").await.rows("CREATE DATABASE shop").await.unwrap();
+    let source = session("shop").await;
+    for text in [
+        "CREATE EXTENSION timescaledb; CREATE TABLE metrics AS SELECT generate_series(1, 1000) AS n",
+        "SET timescaledb.restoring = 'on'; INSERT INTO hypertable VALUES ('metrics')",
+    ] {
+        source.rows(text).await.unwrap();
+    }
+    let tools = || pgark::postgres::Tools::in_folder(containers::tools(17));
+    let (repository, _) = memory_repository().await;
+    let dump = Dump::new(conninfo(&container.url("shop"))).tools(tools());
+    let backup = Backup::builder().repository(repository.clone()).dumper(dump).build().unwrap();
+    let summary = backup.run(&CancellationToken::new()).await.unwrap();
+    let record = repository.record(&ClusterName::default(), &summary.backup.id).await.unwrap();
+    restore(&repository, &record, Load::into(conninfo(&container.url("copy"))).tools(tools())).await.unwrap();
+    let facts = "SELECT (SELECT string_agg(name, ',') FROM hypertable), (SELECT sum(n) FROM metrics), \
+                 (SELECT count(*) FROM pg_db_role_setting), shobj_description(oid, 'pg_database') \
+                 FROM pg_database WHERE datname = 'copy'";
+    let facts = session("copy").await.rows(facts).await.unwrap().remove(0);
+    let facts: Vec<&str> = facts.iter().map(|fact| fact.as_deref().unwrap()).collect();
+    assert_eq!(facts, ["metrics", "500500", "0", "restored"]);
+}
+
 async fn in_container(major: u32) {
     if left_out("docker") {
         return;
