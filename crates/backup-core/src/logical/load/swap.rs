@@ -265,14 +265,10 @@ pub(super) async fn swap(
     if ctx.cancel.is_cancelled() {
         return Err(Error::cancelled());
     }
-    let identifier = quote_identifier;
-    let sql = format!(
-        "BEGIN; ALTER DATABASE {} RENAME TO {}; ALTER DATABASE {} RENAME TO {}; COMMIT",
-        identifier(name),
-        identifier(&old),
-        identifier(&target.name),
-        identifier(name)
-    );
+    let alter = |from: &str, to: &str| {
+        format!("ALTER DATABASE {} RENAME TO {}", quote_identifier(from), quote_identifier(to))
+    };
+    let sql = format!("BEGIN; {}; {}; COMMIT", alter(name, &old), alter(&target.name, name));
     rename(session, connection, &sql, end_sessions).await?;
     if !drop_old {
         return Ok(Swapped { kept: Some(old) });
