@@ -845,8 +845,8 @@ async fn every_object_beside_the_backups() {
     for _ in 0..2 {
         ok(&["backup", "--db", &db]);
         let listed: Value = serde_json::from_slice(&run(&["--json", "list"]).stdout).unwrap();
-        let newest = listed["backups"].as_array().unwrap().iter().map(|b| b["id"].as_str().unwrap()).max();
-        ids.push(newest.unwrap().to_owned());
+        let newest = listed["backups"].as_array().unwrap().last().unwrap()["id"].as_str().unwrap().to_owned();
+        ids.push(newest);
         ok(&["pin", ids.last().unwrap()]);
     }
     // Those of another repository, and of another cluster in this one.

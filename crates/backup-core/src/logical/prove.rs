@@ -1,6 +1,6 @@
 //! A logical backup in a throwaway server: restored whatever roles and locales are there, and compared with itself.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -221,8 +221,13 @@ pub(crate) async fn compare(
 }
 
 /// Whether the rows are those of the backup alone: not those of an extension, and not elsewhere.
-fn comparable<'a>(toc: &'a Toc, table: &TableContents, made: &HashSet<i32>) -> Option<&'a Entry> {
-    let entry = toc.entry(table.entry).filter(|entry| Table::has_rows(entry) && !entry.through_root())?;
+fn comparable<'a>(
+    entries: &HashMap<i32, &'a Entry>,
+    table: &TableContents,
+    made: &HashSet<i32>,
+) -> Option<&'a Entry> {
+    let entry =
+        entries.get(&table.entry).copied().filter(|entry| Table::has_rows(entry) && !entry.through_root())?;
     entry.dependencies.iter().any(|id| made.contains(id)).then_some(entry)
 }
 
@@ -247,12 +252,12 @@ async fn compare_database(
     let Known { contents, toc } = database;
     let is_table = |entry: &&Entry| entry.kind == "TABLE";
     let made: HashSet<i32> = toc.entries.iter().filter(is_table).map(|entry| entry.id).collect();
-    let mut compared = Compared::default();
+    let (mut compared, entries) = (Compared::default(), toc.by_id());
     let mut tasks = Vec::new();
     let elsewhere = if has_all { HashSet::new() } else { not_of_the_cluster(session).await? };
     for table in &contents.tables {
         let own = |_: &&Entry| !elsewhere.contains(&(table.schema.clone(), table.name.clone()));
-        let Some(entry) = comparable(toc, table, &made).filter(own) else {
+        let Some(entry) = comparable(&entries, table, &made).filter(own) else {
             compared.left_out += 1;
             continue;
         };

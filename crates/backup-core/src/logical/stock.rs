@@ -1,6 +1,6 @@
 //! Archives of `pg_dump` as it writes them, read entry by entry.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, Read};
 
 use super::archive::{BLOBS, Block, Blocks, Entry, Toc, broken, damaged};
@@ -33,18 +33,20 @@ pub(super) type Again<'a> = &'a dyn Fn() -> Result<Box<dyn Read>>;
 /// What was found of an archive: everything must be there once.
 pub(super) struct Seen<'a> {
     toc: &'a Toc,
+    by_id: HashMap<i32, &'a Entry>,
     entries: HashSet<i32>,
     objects: HashSet<u32>,
 }
 
 impl<'a> Seen<'a> {
     pub(super) fn new(toc: &'a Toc) -> Self {
-        Self { toc, entries: HashSet::new(), objects: HashSet::new() }
+        Self { toc, by_id: toc.by_id(), entries: HashSet::new(), objects: HashSet::new() }
     }
 
     /// Notes that data of an entry begin.
     pub(super) fn entry(&mut self, id: i32, objects: bool) -> Result<&'a Entry> {
-        let entry = self.toc.entry(id).filter(|entry| entry.has_data && (entry.kind == BLOBS) == objects);
+        let entry =
+            self.by_id.get(&id).copied().filter(|entry| entry.has_data && (entry.kind == BLOBS) == objects);
         let entry = entry.ok_or_else(|| damaged(&format!("it has data of an entry {id} that has none")))?;
         if !self.entries.insert(id) {
             return Err(damaged(&format!("it has the data of {} twice", named(entry))));

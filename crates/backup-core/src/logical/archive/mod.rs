@@ -16,6 +16,8 @@ pub(crate) use custom::{Block, Blocks, CustomWriter, broken, damaged, open, set_
 pub use read::TocReader;
 pub(crate) use rows::{Rows, TERMINATOR};
 
+use std::collections::HashMap;
+
 use crate::postgres::major_of;
 
 /// Magic number at the head of an archive.
@@ -171,6 +173,11 @@ impl Toc {
     /// The entries that have data of a kind.
     pub(crate) fn with_data<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Entry> {
         self.entries.iter().filter(move |entry| entry.has_data && entry.kind == kind)
+    }
+
+    /// The entries by number, for who asks for many.
+    pub(crate) fn by_id(&self) -> HashMap<i32, &Entry> {
+        self.entries.iter().map(|entry| (entry.id, entry)).collect()
     }
 
     /// The entry of a number.

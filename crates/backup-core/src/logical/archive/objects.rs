@@ -19,10 +19,10 @@ impl Toc {
     /// For each large object the entry that holds its bytes. Where a single entry holds all it is not said: see
     /// [`Toc::only_holder`].
     pub(crate) fn holders(&self) -> HashMap<u32, i32> {
-        let mut holders = HashMap::new();
+        let (mut holders, by_id) = (HashMap::new(), self.by_id());
         for entry in self.with_data(BLOBS) {
             // The one entry of older archives depends on none of them.
-            for made in entry.dependencies.iter().filter_map(|id| self.entry(*id)) {
+            for made in entry.dependencies.iter().filter_map(|id| by_id.get(id)) {
                 holders.extend(made_by(made).into_iter().map(|oid| (oid, entry.id)));
             }
         }

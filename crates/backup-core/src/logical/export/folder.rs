@@ -56,7 +56,7 @@ impl Folder {
             })?;
         }
         toc.header.compression = self.method.in_header(toc.header.minor());
-        self.output.data("toc.dat", Method::None, |to| to.write_all(&toc.to_bytes()).map_err(unwritten))?;
+        self.output.data("toc.dat", Method::None, |to| toc.write(to).map_err(unwritten))?;
         self.output.keep()
     }
 }
@@ -86,6 +86,8 @@ struct Work {
     reading: Arc<Reading>,
     folder: Folder,
     toc: Arc<Toc>,
+    /// Where each entry stands in it.
+    places: HashMap<i32, usize>,
     contents: Arc<DatabaseContents>,
 }
 
@@ -107,7 +109,9 @@ pub(super) async fn export(
         .await;
     };
     let units = units(&reading, contents);
-    let work = Arc::new(Work { reading, folder, toc: Arc::clone(toc), contents: Arc::clone(contents) });
+    let places = toc.entries.iter().enumerate().map(|(place, entry)| (entry.id, place)).collect();
+    let toc = Arc::clone(toc);
+    let work = Arc::new(Work { reading, folder, toc, places, contents: Arc::clone(contents) });
     let mut running = futures::stream::iter(units)
         .map(|unit| {
             let work = Arc::clone(&work);
@@ -205,7 +209,7 @@ impl Work {
     }
 
     fn table(&self, table: &TableContents, rows: impl Pieces) -> Result<Counts> {
-        let entry = self.toc.entry(table.entry);
+        let entry = self.places.get(&table.entry).and_then(|place| self.toc.entries.get(*place));
         let entry = entry.ok_or_else(|| Error::internal("tables were compared with entries"))?;
         self.folder.table(entry, &mut Checked::new(rows, table))?;
         Ok(Counts { tables: 1, rows: table.rows, objects: 0 })

@@ -20,11 +20,12 @@ pub(super) fn obstacles(
 ) -> Vec<String> {
     let chosen = || toc.entries.iter().filter(|entry| choice.has(entry.id));
     if options.data_only {
+        let by_id = toc.by_id();
         let missing = |entry: &&Entry| {
             let tables = entry
                 .dependencies
                 .iter()
-                .filter(|id| toc.entry(**id).is_some_and(|e| e.kind.ends_with("TABLE")));
+                .filter(|id| by_id.get(id).is_some_and(|e| e.kind.ends_with("TABLE")));
             entry.kind == TABLE_DATA && tables.into_iter().any(|id| !there.contains(id))
         };
         let missing: Vec<String> =

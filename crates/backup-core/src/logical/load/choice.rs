@@ -92,7 +92,8 @@ impl Choice {
 impl Choice {
     /// Leaves out schemas and extensions that are there, and what belongs to them.
     pub(super) fn without_shared(&mut self, toc: &Toc, there: &HashSet<i32>) {
-        let shared = |id: &i32| there.contains(id) && toc.entry(*id).is_some_and(is_shared);
+        let by_id = toc.by_id();
+        let shared = |id: &i32| there.contains(id) && by_id.get(id).is_some_and(|e| is_shared(e));
         let out: HashSet<i32> = toc
             .entries
             .iter()
@@ -123,7 +124,7 @@ struct Closure<'a> {
 
 impl<'a> Closure<'a> {
     fn new(toc: &'a Toc, there: &'a HashSet<i32>) -> Self {
-        let by_id: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
+        let by_id = toc.by_id();
         let of_kind = |kind: &'static str| toc.entries.iter().filter(move |e| e.kind == kind);
         let schemas = of_kind("SCHEMA").filter_map(|e| Some((e.name.as_deref()?, e.id))).collect();
         // An ATTACH has the name of the partition, and depends on both tables.

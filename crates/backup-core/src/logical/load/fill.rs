@@ -127,8 +127,7 @@ impl Fill<'_> {
 
     /// The tables whose rows are loaded.
     fn tables(&self) -> impl Iterator<Item = (&TableContents, &Entry)> {
-        let entries = self.toc.entries.iter().map(|entry| (entry.id, entry));
-        let entries: std::collections::HashMap<i32, &Entry> = entries.collect();
+        let entries = self.toc.by_id();
         let tables = self.database.tables.iter().filter(|table| self.choice.has(table.entry));
         tables.filter_map(move |table| Some((table, *entries.get(&table.entry)?)))
     }

@@ -78,7 +78,7 @@ impl Plan {
         wanted: &Wanted<'_>,
     ) -> Result<Self> {
         let kinds: HashMap<u32, String> = source.parts().into_iter().map(|p| (p.part, p.spec.kind)).collect();
-        let entries: HashMap<i32, &Entry> = toc.entries.iter().map(|entry| (entry.id, entry)).collect();
+        let entries = toc.by_id();
         let tables = || database.tables.iter().filter(|table| wanted(table.entry).is_some());
         let builds = |table: &TableContents| wanted(table.entry).unwrap_or(0) as u64;
         let work = |table: &TableContents| table.bytes + table.bytes / INDEX_SHARE * builds(table);
