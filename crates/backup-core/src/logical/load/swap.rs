@@ -61,10 +61,15 @@ pub(super) async fn left_behind(session: &Session, name: &str) -> Result<Vec<Str
 
 /// Whether a name is of [`new_name`] or [`scratch_name`].
 fn is_random_name(candidate: &str, name: &str) -> bool {
-    ["_pgark_new_", "_pgark_scratch_"].iter().any(|what| {
-        let end = candidate.rfind(what).map(|at| &candidate[at..]);
-        end.is_some_and(|end| end.len() == what.len() + RANDOM && with_end(name, end) == candidate)
-    })
+    ["_pgark_new_", "_pgark_scratch_"]
+        .iter()
+        .any(|what| end_of(candidate, name, what).is_some_and(|end| end.len() == RANDOM))
+}
+
+/// What stands behind `what` in a name that [`with_end`] made of `name`.
+fn end_of<'a>(candidate: &'a str, name: &str, what: &str) -> Option<&'a str> {
+    let end = &candidate[candidate.rfind(what)?..];
+    (with_end(name, end) == candidate).then(|| &end[what.len()..])
 }
 
 const OLD: &str = "_pgark_old_";
@@ -84,12 +89,11 @@ pub(super) fn is_old_name(candidate: &str, name: &str) -> bool {
                 .zip(TIME)
                 .all(|(c, like)| if *like == b'0' { c.is_ascii_digit() } else { c == *like })
     };
-    let end = candidate.rfind(OLD).map(|at| &candidate[at..]);
-    end.is_some_and(|end| is_time(&end[OLD.len()..]) && with_end(name, end) == candidate)
+    end_of(candidate, name, OLD).is_some_and(is_time)
 }
 
 fn with_end(name: &str, end: &str) -> String {
-    let mut cut = name.len().min(NAME_BYTES - end.len());
+    let mut cut = name.len().min(NAME_BYTES.saturating_sub(end.len()));
     while !name.is_char_boundary(cut) {
         cut -= 1;
     }
@@ -289,15 +293,17 @@ pub(super) async fn swap(
 /// to 18): so nothing has to be undone, whenever this process dies.
 async fn rename(session: &Session, connection: &ConnInfo, sql: &str, end_sessions: bool) -> Result<()> {
     let name = connection.database();
-    let beside = maintenance(connection).await?;
+    let beside = if end_sessions { Some(maintenance(connection).await?) } else { None };
     let begun = std::time::Instant::now();
     loop {
         let mut renaming = pin!(session.rows(sql));
         let mut ended = Ok(());
         // It is waited for in any case: the server goes on with it.
         let renamed = loop {
-            if end_sessions && ended.is_ok() {
-                ended = end_all(&beside, name).await;
+            if let Some(beside) = &beside
+                && ended.is_ok()
+            {
+                ended = end_all(beside, name).await;
             }
             if let Ok(renamed) = tokio::time::timeout(Duration::from_millis(100), &mut renaming).await {
                 break renamed;

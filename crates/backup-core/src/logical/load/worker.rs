@@ -76,10 +76,9 @@ impl Worker {
             return Err(error);
         };
         let message = error.to_string();
-        let object = Some(format!("rows of {}", table.name));
         let message =
             message.rsplit_once("the server says: ").map_or(message.clone(), |(_, said)| said.to_owned());
-        failures.lock().unwrap_or_else(PoisonError::into_inner).push(Failure { object, message });
+        note(failures, table, message);
         self.session.rows("ROLLBACK").await.map(drop)
     }
 
@@ -221,13 +220,18 @@ impl Worker {
         }
         let message = format!("{} took {rows} rows, and the backup has {expected}", table.name);
         if let Some(failures) = &self.work.failures {
-            let object = Some(format!("rows of {}", table.name));
-            failures.lock().unwrap_or_else(PoisonError::into_inner).push(Failure { object, message });
+            note(failures, table, message);
             return Ok(());
         }
         Err(Error::new(ErrorKind::Integrity, message)
             .with_hint("a rule or trigger of the database may do that"))
     }
+}
+
+/// Keeps what the rows of a table failed with.
+fn note(failures: &Mutex<Vec<Failure>>, table: &Rows, message: String) {
+    let object = Some(format!("rows of {}", table.name));
+    failures.lock().unwrap_or_else(PoisonError::into_inner).push(Failure { object, message });
 }
 
 fn of_table(error: Error, table: &Rows) -> Error {
