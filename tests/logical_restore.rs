@@ -4,7 +4,7 @@
 
 mod support;
 
-use pgark::logical::{Dump, Existing, Load, LoadOptions};
+use pgark::logical::{Dump, Existing, Load, LoadOptions, Selection};
 use pgark::postgres::{Session, TempServer};
 use pgark::repository::{BackupRecord, ClusterName};
 use pgark::{Backup, CancellationToken, Error, ErrorKind, Repository, Restore, Restored, Result};
@@ -518,6 +518,98 @@ async fn timescaledb_is_told_that_it_is_restored() {
     let facts = session("copy").await.rows(facts).await.unwrap().remove(0);
     let facts: Vec<&str> = facts.iter().map(|fact| fact.as_deref().unwrap()).collect();
     assert_eq!(facts, ["metrics", "500500", "0", "restored"]);
+}
+
+/// Tables whose statistics are no longer true, and some that have none.
+const ANALYZED: &str = r#"
+    CREATE SCHEMA "Säle";
+    CREATE TABLE "Säle"."große ""Zahlen""" (n int, "Näme" text, at timestamptz) WITH (autovacuum_enabled = off);
+    INSERT INTO "Säle"."große ""Zahlen""" SELECT i, E'a\\b''' || i % 7, '2026-01-01'::timestamptz + i * interval '1 hour' FROM generate_series(1, 10000) i;
+    CREATE INDEX upper ON "Säle"."große ""Zahlen""" (upper("Näme"));
+    CREATE TABLE parted (id int, at date) PARTITION BY RANGE (at);
+    CREATE TABLE parted_a PARTITION OF parted FOR VALUES FROM ('2026-01-01') TO ('2027-01-01') WITH (autovacuum_enabled = off);
+    INSERT INTO parted SELECT i, date '2026-01-01' + i % 300 FROM generate_series(1, 900) i;
+    CREATE MATERIALIZED VIEW sums WITH (autovacuum_enabled = off) AS SELECT at, sum(id) FROM parted GROUP BY 1;
+    CREATE TABLE pairs (a int, b int) WITH (autovacuum_enabled = off);
+    INSERT INTO pairs SELECT i % 10, i % 10 FROM generate_series(1, 1000) i;
+    CREATE STATISTICS of_pairs ON a, b FROM pairs;
+    ANALYZE;
+    CREATE TABLE never (n int) WITH (autovacuum_enabled = off);
+    INSERT INTO never SELECT generate_series(1, 100);
+    DELETE FROM "Säle"."große ""Zahlen""" WHERE n > 100;
+    DELETE FROM parted WHERE id > 300;
+"#;
+
+/// What the planner knows of the columns.
+const KNOWN: &str = "SELECT schemaname, tablename, attname, inherited, null_frac, avg_width, n_distinct, most_common_vals::text, \
+    most_common_freqs::text, histogram_bounds::text, correlation FROM pg_stats \
+    WHERE schemaname IN ('public', 'Säle') AND tablename NOT IN ('pairs', 'never') ORDER BY 1, 2, 3, 4";
+/// Tables that a restore analyzed.
+const GATHERED: &str = "SELECT string_agg(relname, ',' ORDER BY relname) FROM pg_stat_user_tables WHERE last_analyze IS NOT NULL";
+
+/// From 18 on statistics come with the backup; those of older servers, and what a dump does not hold, are gathered.
+async fn statistics(major: u32) {
+    if left_out("docker") {
+        return;
+    }
+    let container = containers::start(major).await;
+    let session = async |name: &str| connect(&container.url(name)).await;
+    for text in [ANALYZED, "CREATE DATABASE beside"] {
+        session("postgres").await.rows(text).await.unwrap();
+    }
+    let tools = || pgark::postgres::Tools::in_folder(containers::tools(18));
+    let (repository, _) = memory_repository().await;
+    let back_up = async |selection: Selection| {
+        let dump = Dump::new(conninfo(&container.url("postgres"))).tools(tools()).selection(selection);
+        let backup = Backup::builder().repository(repository.clone()).dumper(dump).build().unwrap();
+        let summary = backup.run(&CancellationToken::new()).await.unwrap();
+        repository.record(&ClusterName::default(), &summary.backup.id).await.unwrap()
+    };
+    let restored = async |record: &BackupRecord, name: &str, options: LoadOptions| {
+        let load = Load::into(conninfo(&container.url(name))).tools(tools()).options(options);
+        restore(&repository, record, load).await.unwrap();
+        let copy = session(name).await;
+        (copy.rows(KNOWN).await.unwrap(), copy.value(GATHERED).await.unwrap().unwrap_or_default())
+    };
+    let record = back_up(Selection::default()).await;
+    let before = session("postgres").await.rows(KNOWN).await.unwrap();
+    assert!(before.iter().any(|row| row[1].as_deref() == Some("upper")) && before.len() > 8, "{before:?}");
+    let all = r#"große "Zahlen",never,pairs,parted,parted_a,sums"#;
+
+    let (known, gathered) = restored(&record, "copy", LoadOptions::default()).await;
+    let (some_known, some_gathered) = restored(&record, "some", tables(&["public.parted"])).await;
+    if major < 18 {
+        assert_ne!(known, before);
+        assert_eq!((gathered.as_str(), some_gathered.as_str()), (all, "parted,parted_a"));
+    } else {
+        assert_eq!(known, before);
+        assert_eq!((gathered.as_str(), some_gathered.as_str()), ("never,pairs", ""));
+        let is_parted =
+            |row: &&Vec<Option<String>>| row[1].as_deref().is_some_and(|table| table.starts_with("parted"));
+        assert_eq!(some_known, before.iter().filter(is_parted).cloned().collect::<Vec<_>>());
+    }
+    let pairs = "SELECT dependencies IS NOT NULL FROM pg_stats_ext WHERE statistics_name = 'of_pairs'";
+    assert_eq!(session("copy").await.value(pairs).await.unwrap().as_deref(), Some("t"));
+    let none = restored(&record, "none", options(|o| o.no_analyze = true)).await;
+    assert_eq!(none, (Vec::new(), String::new()));
+    // Beside what is there, names are others.
+    session("beside").await.rows("CREATE TABLE there (n int)").await.unwrap();
+    let renamed = options(|o| o.rename_schemas = vec![("Säle".to_owned(), "other".to_owned())]);
+    assert_eq!(restored(&record, "beside", renamed).await.1, r#"große "Zahlen""#);
+    // Values of rows that are left out are not in statistics either.
+    let mut without = Selection::default();
+    without.exclude_table_data = vec!["public.pairs".to_owned()];
+    assert_eq!(restored(&back_up(without).await, "without", LoadOptions::default()).await.1, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_come_with_the_backup() {
+    statistics(18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_of_an_older_server_are_gathered() {
+    statistics(17).await;
 }
 
 async fn in_container(major: u32) {

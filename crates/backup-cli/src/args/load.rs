@@ -44,7 +44,7 @@ pub(crate) struct LoadArgs {
     /// Leaves tablespaces out: everything goes into the database's own
     #[arg(long, requires = "into")]
     no_tablespaces: bool,
-    /// Does not gather statistics afterwards
+    /// Neither loads the statistics that the backup has, nor gathers any
     #[arg(long, requires = "into")]
     no_analyze: bool,
     /// Builds the indexes anew afterwards

@@ -36,6 +36,8 @@ pub const POST_DATA: i32 = 4;
 
 /// [`Entry::kind`] of the rows of a table.
 pub const TABLE_DATA: &str = "TABLE DATA";
+/// [`Entry::kind`] of what the planner knows of a table or index; from PostgreSQL 18 on.
+pub const STATISTICS_DATA: &str = "STATISTICS DATA";
 /// [`Entry::kind`] of the bytes of large objects.
 pub const BLOBS: &str = "BLOBS";
 

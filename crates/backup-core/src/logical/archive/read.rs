@@ -1,4 +1,4 @@
-use super::{CUSTOM, Entry, Header, MAGIC, Place, TAR, Toc};
+use super::{CUSTOM, Entry, Header, MAGIC, Place, STATISTICS_DATA, TAR, Toc};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A text of the archive is no longer than PostgreSQL's own limit.
@@ -19,6 +19,8 @@ pub struct TocReader {
     header: Option<Header>,
     count: usize,
     entries: Vec<Entry>,
+    /// How many more bytes of statistics are kept; nothing where all are.
+    statistics: Option<usize>,
 }
 
 /// `None` where more bytes are needed.
@@ -46,6 +48,14 @@ impl TocReader {
         reader.finish().map(|(toc, _)| toc)
     }
 
+    /// Keeps at most so many bytes of statistics: they can be gathered anew, and are much of the table where tables are
+    /// many. The other entries of this kind are left out.
+    #[must_use]
+    pub fn statistics_up_to(mut self, bytes: usize) -> Self {
+        self.statistics = Some(bytes);
+        self
+    }
+
     /// Adds bytes. True once the table is whole.
     ///
     /// # Errors
@@ -68,7 +78,11 @@ impl TocReader {
             let mut cursor = Cursor { bytes: &self.bytes, at: self.read, int_size: header.int_size };
             let Some(entry) = entry(&mut cursor, header)? else { return Ok(false) };
             self.read = cursor.at;
-            self.entries.push(entry);
+            if is_kept(&entry, &mut self.statistics) {
+                self.entries.push(entry);
+            } else {
+                self.count -= 1;
+            }
         }
         Ok(true)
     }
@@ -86,6 +100,14 @@ impl TocReader {
             _ => Err(no_archive("its table of contents is cut")),
         }
     }
+}
+
+/// Whether an entry is none of statistics, or one of as many bytes as are left.
+fn is_kept(entry: &Entry, left: &mut Option<usize>) -> bool {
+    let Some(left) = left.as_mut().filter(|_| entry.kind == STATISTICS_DATA) else { return true };
+    let rest = left.checked_sub(entry.definition.as_ref().map_or(0, Vec::len));
+    *left = rest.unwrap_or(*left);
+    rest.is_some()
 }
 
 struct Cursor<'a> {

@@ -67,6 +67,26 @@ fn it_is_read_as_it_comes_and_what_follows_is_left() {
 }
 
 #[test]
+fn statistics_are_kept_as_far_as_asked_for() {
+    let mut toc = toc(TAR, 16);
+    let statistics = |id: i32, bytes: usize| {
+        let definition = Some(vec![b' '; bytes]);
+        Entry { id, kind: STATISTICS_DATA.to_owned(), section: DATA, definition, ..Entry::default() }
+    };
+    toc.entries.extend((100..900).map(|id| statistics(id, 10)));
+    toc.entries.insert(2, statistics(1000, 3000));
+    let kept = |most: usize| {
+        let mut reader = TocReader::default().statistics_up_to(most);
+        assert!(reader.push(&toc.to_bytes()).unwrap());
+        reader.finish().unwrap().0.entries.iter().map(|entry| entry.id).collect::<Vec<_>>()
+    };
+    assert_eq!(TocReader::read(&toc.to_bytes()).unwrap(), toc);
+    assert_eq!(kept(11_000).len(), 803);
+    assert_eq!(kept(2000), [&[1, 7], &(100..300).collect::<Vec<_>>()[..]].concat());
+    assert_eq!(kept(0), [1, 7]);
+}
+
+#[test]
 fn a_cut_or_foreign_one_is_refused() {
     let bytes = toc(TAR, 16).to_bytes();
     for cut in [0, 3, 20, bytes.len() - 1] {

@@ -7,6 +7,9 @@ const OFFSET_SET: u8 = 2;
 /// `K_OFFSET_NO_DATA`
 const OFFSET_NO_DATA: u8 = 3;
 
+/// The entries of one of [`Toc::pieces`].
+const PIECE_ENTRIES: usize = 256;
+
 /// What stands behind each entry.
 #[derive(Clone, Copy)]
 enum Offsets {
@@ -20,17 +23,11 @@ impl Toc {
     /// As bytes: the head and the table. [`Header::format`](super::Header::format) says what stands behind each
     /// entry.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        // Nothing fails in memory.
-        let _ = self.write(&mut bytes);
-        bytes
+        self.pieces().collect::<Vec<_>>().concat()
     }
 
-    /// Writes the same, entry by entry: of 20,000 tables it is 20 MB.
-    ///
-    /// # Errors
-    /// Those of `to`.
-    pub fn write(&self, to: &mut dyn std::io::Write) -> std::io::Result<()> {
+    /// The same in pieces: of 20,000 tables it is 20 MB and more.
+    pub fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
         let header = &self.header;
         let (major, minor, revision) = header.version;
         let mut out = Writer { bytes: MAGIC.to_vec(), int_size: header.int_size };
@@ -46,12 +43,14 @@ impl Toc {
         }
         out.int(i32::try_from(self.entries.len()).unwrap_or(i32::MAX));
         let offsets = if header.format == CUSTOM { Offsets::Custom } else { Offsets::Files };
-        for entry in &self.entries {
-            out.entry(entry, minor, offsets, usize::from(header.offset_size));
-            to.write_all(&out.bytes)?;
-            out.bytes.clear();
-        }
-        to.write_all(&out.bytes)
+        let entries = self.entries.chunks(PIECE_ENTRIES).map(move |entries| {
+            let mut out = Writer { bytes: Vec::new(), int_size: header.int_size };
+            for entry in entries {
+                out.entry(entry, minor, offsets, usize::from(header.offset_size));
+            }
+            out.bytes
+        });
+        std::iter::once(out.bytes).chain(entries)
     }
 }
 

@@ -133,7 +133,9 @@ impl Dump {
         step(ctx, "copying");
         let spec = PartSpec { kind: TOC.to_owned(), name: format!("{}.toc", facts.name) };
         let mut part = parts.open(spec).await?;
-        worker::write(&mut *part, &toc.to_bytes()).await?;
+        for piece in toc.pieces() {
+            part.write(piece.into()).await?;
+        }
         let toc_part = part.finish().await?;
 
         let plan = plan::plan(&tables, &ranges, blob_bytes, ctx.jobs, self.sizes);
@@ -193,7 +195,8 @@ impl Dump {
         for attempt in 1..=ATTEMPTS {
             let mut snapshot = Snapshot::take(session, major).await?;
             step(ctx, "reading the definitions");
-            let read = toc::read(tool, session.info(), &snapshot.name, &self.selection, ctx).await;
+            let arguments = self.selection.with_statistics(tool.major)?;
+            let read = toc::read(tool, session.info(), &snapshot.name, arguments, ctx).await;
             let (toc, warnings) = match read {
                 Err(error) if is_race(&error) => {
                     why = error.to_string();
@@ -397,5 +400,6 @@ pub(crate) async fn definitions_of(
 ) -> Result<Toc> {
     let tool = tools.find_for("pg_dump", major, session.info()).await?;
     let snapshot = Snapshot::take(session, major).await?;
-    toc::read(&tool, session.info(), &snapshot.name, selection, ctx).await.map(|(toc, _)| toc)
+    let arguments = selection.arguments(tool.major)?;
+    toc::read(&tool, session.info(), &snapshot.name, arguments, ctx).await.map(|(toc, _)| toc)
 }

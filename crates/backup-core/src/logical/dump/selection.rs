@@ -74,6 +74,22 @@ impl Selection {
     }
 }
 
+impl Selection {
+    /// The same with what the planner knows of the tables, which `pg_dump` writes from 18 on. It holds values of rows:
+    /// where rows are left out, these are as well.
+    ///
+    /// # Errors
+    /// As [`arguments`](Self::arguments).
+    pub(super) fn with_statistics(&self, pg_dump_major: u32) -> Result<Vec<String>> {
+        let mut arguments = self.arguments(pg_dump_major)?;
+        let all_rows = !self.schema_only && !self.data_only && self.exclude_table_data.is_empty();
+        if pg_dump_major >= 18 && all_rows && self.sections.is_empty() {
+            arguments.push("--statistics".to_owned());
+        }
+        Ok(arguments)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +105,10 @@ mod tests {
         assert!(!selection.is_everything() && Selection::default().is_everything());
         let expected = ["--table=public.*", "--exclude-table-data=log_*", "--no-blobs", "--strict-names"];
         assert_eq!(selection.arguments(15).unwrap(), expected);
+        // Values of rows that are left out are not in the statistics either.
+        assert!(!selection.with_statistics(18).unwrap().contains(&"--statistics".to_owned()));
+        assert_eq!(Selection::default().with_statistics(18).unwrap(), ["--statistics"]);
+        assert!(Selection::default().with_statistics(17).unwrap().is_empty());
         assert!(
             Selection { schema_only: true, data_only: true, ..Selection::default() }.arguments(18).is_err()
         );

@@ -322,8 +322,3 @@ fn of_table(error: Error, table: &Table) -> Error {
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Gives a part bytes that are borrowed.
-pub(super) async fn write(part: &mut dyn PartWriter, bytes: &[u8]) -> Result<()> {
-    part.write(Bytes::copy_from_slice(bytes)).await
-}

@@ -56,7 +56,9 @@ impl Folder {
             })?;
         }
         toc.header.compression = self.method.in_header(toc.header.minor());
-        self.output.data("toc.dat", Method::None, |to| toc.write(to).map_err(unwritten))?;
+        self.output.data("toc.dat", Method::None, |to| {
+            toc.pieces().try_for_each(|piece| to.write_all(&piece)).map_err(unwritten)
+        })?;
         self.output.keep()
     }
 }

@@ -33,7 +33,7 @@ pub(super) async fn load(
 ) -> Result<Vec<String>> {
     // pg_restore refuses archives of a newer pg_dump, and does best with a server of its own version.
     let tool = tools.find_for("pg_restore", archive_major.max(target_major), info).await?;
-    let mut args = options.arguments();
+    let mut args = options.arguments(tool.major);
     if !needs_script(&tool, target_major) {
         args.extend([
             "--exit-on-error".to_owned(),

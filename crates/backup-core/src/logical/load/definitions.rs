@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::archive::{BLOBS, DATA, Entry, POST_DATA, TABLE_DATA, Toc};
+use super::super::archive::{BLOBS, DATA, Entry, POST_DATA, STATISTICS_DATA, TABLE_DATA, Toc};
 use super::archive::{needs_script, plain_name, run_script};
 use super::choice::Choice;
 use super::failure::{self, Failure};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::postgres::{ConnInfo, Process, ProcessRun, Session, Staged, Tool, Tools};
 
 /// Memory of the sessions that build indexes, together; PostgreSQL's own setting counts where it is higher.
-const INDEX_MEMORY_MIB: usize = 512;
+const INDEX_MEMORY: u64 = 512 * 1024 * 1024;
 
 /// Whether an entry stands in a list.
 fn is_of(list: &str, entry: &Entry) -> bool {
@@ -120,11 +120,12 @@ impl<'a> Definitions<'a> {
             let ids = entries.map(|entry| entry.id).filter(|id| name != LATE || !is_early.contains(id));
             files.push((name.to_owned(), of_entries(ids)));
         }
-        let mut chosen = toc.entries.iter().filter(|entry| choice.has(entry.id));
+        let mut chosen =
+            toc.entries.iter().filter(|entry| choice.has(entry.id) && entry.kind != STATISTICS_DATA);
         let beside = chosen.clone().any(|entry| entry.section == DATA && is_of(WITHOUT_ROWS, entry));
         let after = chosen.any(|entry| entry.section == POST_DATA && !is_early.contains(&entry.id));
         let folder = tool.stage().await?;
-        folder.file("toc.dat", |to| toc.write(to)).await?;
+        folder.file("toc.dat", |to| toc.pieces().try_for_each(|piece| to.write_all(&piece))).await?;
         for (name, list) in files {
             folder.file(&name, |to| to.write_all(&list)).await?;
         }
@@ -215,17 +216,23 @@ impl<'a> Definitions<'a> {
         self.run(&["--section=post-data"], list, ctx.jobs, info, ctx).await
     }
 
-    /// How to connect for building indexes: with enough memory.
-    pub(super) async fn for_indexes(&self, session: &Session, ctx: &Ctx) -> Result<ConnInfo> {
-        let sql =
-            "SELECT setting::bigint / 1024 FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem'";
-        let current: usize = session.value(sql).await?.and_then(|mib| mib.parse().ok()).unwrap_or(0);
-        let wanted = INDEX_MEMORY_MIB / ctx.jobs.max(1);
-        Ok(if current < wanted {
-            self.info.with_options(&format!("-c maintenance_work_mem={wanted}MB"))
-        } else {
-            self.info.clone()
-        })
+    /// How to connect for building indexes, in a database of so many bytes: with enough memory. From 18 on the server reads
+    /// ahead by processes of its own, which costs a fifth more: what was just written, and fits into the cache of the
+    /// operating system, need not be waited for.
+    pub(super) async fn for_indexes(&self, session: &Session, bytes: u64, ctx: &Ctx) -> Result<ConnInfo> {
+        let setting = async |name: &str| {
+            let sql = format!("SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('{name}'))");
+            Ok::<u64, Error>(session.value(&sql).await?.and_then(|bytes| bytes.parse().ok()).unwrap_or(0))
+        };
+        let mut info = self.info.clone();
+        let memory = INDEX_MEMORY / ctx.jobs.max(1) as u64;
+        if setting("maintenance_work_mem").await? < memory {
+            info = info.with_options(&format!("-c maintenance_work_mem={}kB", memory / 1024));
+        }
+        if bytes < setting("effective_cache_size").await? {
+            info = info.with_options("-c effective_io_concurrency=0 -c maintenance_io_concurrency=0");
+        }
+        Ok(info)
     }
 
     async fn run(
@@ -240,7 +247,7 @@ impl<'a> Definitions<'a> {
         let script = needs_script(&self.tool, self.target_major);
         let mut args: Vec<String> = what.iter().map(|&arg| arg.to_owned()).collect();
         args.push("--no-password".to_owned());
-        args.extend(self.options.arguments());
+        args.extend(self.options.arguments(self.tool.major));
         if list != ALL || !self.everything {
             args.push(format!("--use-list={}", self.folder.path().join(list).display()));
         }

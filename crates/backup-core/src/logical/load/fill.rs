@@ -14,11 +14,13 @@ use super::choice::Choice;
 use super::definitions::Definitions;
 use super::failure::Failure;
 use super::options::LoadOptions;
+use super::permits::Permits;
 use super::plan::{Destination, Plan, Task, Wanted};
 use super::rename::Renamed;
+use super::statistics::Carried;
 use super::target::Target;
-use super::worker::Work;
-use super::{analyze, flush, order, rows, timescale};
+use super::worker::{Full, Work};
+use super::{flush, order, rows, statistics, timescale};
 use crate::dumper::{Ctx, PartSource};
 use crate::error::{Error, Result};
 use crate::postgres::{ConnInfo, CopySession, Session, Tools, quote_identifier};
@@ -76,7 +78,10 @@ impl Fill<'_> {
         let session = self.target.info().connect().await?;
         // It waits while rows are loaded and indexes are built.
         session.rows("SET idle_session_timeout = 0").await?;
-        let for_indexes = definitions.for_indexes(&session, ctx).await?;
+        // An archive that was imported does not say how large its database was.
+        let bytes =
+            self.tables().map(|(table, _)| table.bytes).sum::<u64>().max(self.database.database_bytes);
+        let for_indexes = definitions.for_indexes(&session, bytes, ctx).await?;
         let mut filled = Filled::default();
         let timescale = self.fresh && timescale::is_wanted(self.toc, self.choice);
         if timescale {
@@ -96,7 +101,7 @@ impl Fill<'_> {
                     None => self.choice.has(id).then(|| definitions.early(id).len()),
                 };
                 let (finished, of_tables) = mpsc::unbounded_channel();
-                let permits = Arc::new(Semaphore::new(ctx.jobs));
+                let permits = Arc::new(Permits::new(ctx.jobs));
                 let rows = async {
                     tokio::select! {
                         rows = self.rows(sessions, &wanted, &permits, finished, &mut filled, ctx) => rows,
@@ -181,7 +186,7 @@ impl Fill<'_> {
         ctx: &Ctx,
     ) -> Result<Vec<CopySession>> {
         let (finished, _) = mpsc::unbounded_channel();
-        self.rows(sessions, wanted, &Arc::new(Semaphore::new(jobs)), finished, filled, ctx).await
+        self.rows(sessions, wanted, &Arc::new(Permits::new(jobs)), finished, filled, ctx).await
     }
 
     /// Builds indexes of large tables as these have their rows, and gathers statistics, when a job is free; those of
@@ -191,42 +196,51 @@ impl Fill<'_> {
         definitions: &Definitions<'_>,
         session: &Session,
         info: &ConnInfo,
-        mut of_tables: mpsc::UnboundedReceiver<i32>,
-        permits: &Semaphore,
+        mut of_tables: mpsc::UnboundedReceiver<Full>,
+        permits: &Permits,
         ctx: &Ctx,
     ) -> Result<Vec<String>> {
-        let free = async || permits.acquire().await.map_err(|_| Error::cancelled());
+        let carried = self.carried();
         let to_begin = AtomicUsize::new(definitions.builds());
-        let begin = async || {
-            let permit = free().await?;
-            let is_last = to_begin.fetch_sub(1, Ordering::Relaxed) == 1;
-            Ok::<_, Error>((permit, is_last))
+        let begin = async |weight: u64| {
+            let permit = permits.acquire(weight).await;
+            (permit, to_begin.fetch_sub(1, Ordering::Relaxed) == 1)
         };
-        let table = async |rows: i32| {
+        let counts: HashMap<i32, u64> = self.tables().map(|(table, _)| (table.entry, table.rows)).collect();
+        let table = async |Full { rows, permit }: Full| {
             let turns = Semaphore::new(ctx.jobs);
             let builds = definitions.early(rows).iter().map(async |early| {
                 // Who would wait for the server's lock must not keep others from working.
                 let wanted = if early.exclusive { u32::try_from(ctx.jobs).unwrap_or(u32::MAX) } else { 1 };
-                let _turn = turns.acquire_many(wanted).await.map_err(|_| Error::cancelled())?;
-                let (_permit, is_last) = begin().await?;
+                let turn = turns.acquire_many(wanted).await.map_err(|_| Error::cancelled())?;
+                // To sort takes the most time; and others wait for who has the table alone.
+                let weight = counts.get(&rows).copied().unwrap_or(0) * if early.exclusive { 2 } else { 1 };
+                let (permit, is_last) = begin(weight).await;
                 // Several processes for one index cost more than one does: only where they would be idle otherwise, at
                 // once or as soon as the others have ended.
-                let workers = is_last || (early.at_once < ctx.jobs && permits.available_permits() > 0);
-                definitions.build(&early.list, workers, info, ctx).await
+                let workers = is_last || (early.at_once < ctx.jobs && permits.free() > 0);
+                let words = definitions.build(&early.list, workers, info, ctx).await?;
+                // Those who wait for the table ask before a permit is given on, so that it goes to the longest job.
+                drop(turn);
+                tokio::task::yield_now().await;
+                drop(permit);
+                Ok::<_, Error>(words)
             });
-            let mut words = futures::future::try_join_all(builds).await?.concat();
+            let have_asked = async { drop(permit) };
+            let (words, ()) = futures::future::join(futures::future::try_join_all(builds), have_asked).await;
+            let mut words = words?.concat();
             if self.fresh
                 && !self.options.no_analyze
-                && let Some(entry) = self.toc.entry(rows)
+                && let Some(entry) = self.toc.entry(rows).filter(|entry| !carried.has(entry))
             {
-                let _permit = free().await?;
+                let _permit = permits.acquire(0).await;
                 let names = vec![entry.qualified()];
-                words.extend(analyze::analyze(session, &self.encoding(), names, ctx).await?);
+                words.extend(statistics::analyze(session, &self.encoding(), names, ctx).await?);
             }
             Ok::<_, Error>(words)
         };
         let of_small = async |list: &str| {
-            let (_permit, _) = begin().await?;
+            let (_permit, _) = begin(0).await;
             definitions.build(list, false, info, ctx).await
         };
         let (mut of_large, mut small) = (FuturesUnordered::new(), FuturesUnordered::new());
@@ -234,9 +248,10 @@ impl Fill<'_> {
         let mut open = true;
         while open || !of_large.is_empty() || !small.is_empty() {
             tokio::select! {
-                rows = of_tables.recv(), if open => {
-                    of_large.extend(rows.map(table));
-                    if rows.is_none() {
+                full = of_tables.recv(), if open => {
+                    if let Some(full) = full {
+                        of_large.push(table(full));
+                    } else {
                         open = false;
                         small.extend(definitions.small().iter().map(|list| of_small(list)));
                     }
@@ -252,14 +267,14 @@ impl Fill<'_> {
         &self,
         sessions: Vec<CopySession>,
         wanted: &Wanted<'_>,
-        permits: &Arc<Semaphore>,
-        finished: mpsc::UnboundedSender<i32>,
+        permits: &Arc<Permits>,
+        finished: mpsc::UnboundedSender<Full>,
         filled: &mut Filled,
         ctx: &Ctx,
     ) -> Result<Vec<CopySession>> {
         // Rows have the numbers that their entries have in the backup.
         let of_backup = self.renamed.map_or(self.toc, |renamed| &renamed.toc);
-        let jobs = permits.available_permits();
+        let jobs = permits.free();
         let plan = Plan::new(of_backup, self.database, &**self.source, jobs, wanted)?;
         let Plan { mut tables, first, then } = plan;
         for (id, table) in &mut tables {
@@ -301,10 +316,22 @@ impl Fill<'_> {
         Ok(sessions)
     }
 
+    /// Statistics that the backup has: tables that are made now are as they were.
+    fn carried(&self) -> Carried<'_> {
+        if self.options.no_analyze
+            || self.options.data_only
+            || self.options.schema_only
+            || self.renamed.is_some()
+        {
+            return Carried::default();
+        }
+        Carried::new(self.toc, self.choice, self.target.major)
+    }
+
     /// Statistics, and indexes where that is asked for.
     async fn afterwards(&self, session: &Session, ctx: &Ctx) -> Result<Vec<String>> {
         let names: Vec<Vec<u8>> = if self.fresh {
-            analyze::names(session).await?
+            statistics::names(session).await?
         } else if let Some(renamed) = self.renamed {
             renamed.rows.values().map(Entry::qualified).collect()
         } else {
@@ -324,7 +351,9 @@ impl Fill<'_> {
         if self.options.no_analyze {
             return Ok(Vec::new());
         }
-        analyze::analyze(session, &encoding, names, ctx).await
+        let taken = self.carried().load(session, &self.encoding(), ctx).await?;
+        let names = names.into_iter().filter(|name| !taken.contains(name)).collect();
+        statistics::analyze(session, &encoding, names, ctx).await
     }
 
     /// Compares the numbers of rows with those of the backup. Tables of extensions have rows of their own, and rows that

@@ -1,7 +1,6 @@
 //! Restoring a database: definitions by `pg_restore`, rows by COPY sessions.
 
 mod add;
-mod analyze;
 mod archive;
 mod choice;
 mod definitions;
@@ -12,10 +11,12 @@ mod large_objects;
 mod old;
 mod options;
 mod order;
+mod permits;
 mod plan;
 mod preflight;
 mod rename;
 mod rows;
+mod statistics;
 mod swap;
 mod target;
 mod there;

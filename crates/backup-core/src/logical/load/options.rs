@@ -13,7 +13,7 @@ pub struct LoadOptions {
     pub no_tablespaces: bool,
     /// `SET ROLE` first.
     pub role: Option<String>,
-    /// Does not gather statistics afterwards.
+    /// Neither loads the statistics that the backup has, nor gathers any.
     pub no_analyze: bool,
     /// Definitions, and no rows.
     pub schema_only: bool,
@@ -160,14 +160,15 @@ impl LoadOptions {
         Ok(())
     }
 
-    /// As arguments of `pg_restore`.
-    pub(super) fn arguments(&self) -> Vec<String> {
+    /// As arguments of `pg_restore`. Statistics are loaded or gathered when everything is there.
+    pub(super) fn arguments(&self, pg_restore_major: u32) -> Vec<String> {
         let mut arguments = Vec::new();
         for (given, option) in [
             (self.no_owner, "--no-owner"),
             (self.no_acl, "--no-acl"),
             (self.no_tablespaces, "--no-tablespaces"),
             (self.schema_only, "--schema-only"),
+            (pg_restore_major >= 18, "--no-statistics"),
         ] {
             if given {
                 arguments.push(option.to_owned());

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::options::LoadOptions;
 use super::plan::Task;
-use super::worker::{Work, Worker};
+use super::worker::{Full, Work, Worker};
 use crate::dumper::Ctx;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{CopySession, Session, quote_identifier, quote_literal};
@@ -18,6 +18,14 @@ const SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET intervals
      SET xmloption = content; SET array_nulls = on; SET standard_conforming_strings = on; SET synchronous_commit = off; \
      SET idle_session_timeout = 0";
 
+/// What a row of a result holds.
+type Row = Vec<Option<String>>;
+
+/// The same with the encoding of the text.
+pub(super) fn settings(encoding: &str) -> String {
+    format!("{SETTINGS}; SET client_encoding = {}", quote_literal(encoding))
+}
+
 /// Sessions for rows.
 pub(super) async fn sessions(
     session: &Session,
@@ -26,7 +34,7 @@ pub(super) async fn sessions(
     options: &LoadOptions,
     count: usize,
 ) -> Result<Vec<CopySession>> {
-    let mut sql = format!("{SETTINGS}; SET client_encoding = {}", quote_literal(encoding));
+    let mut sql = settings(encoding);
     if major >= 17 {
         sql += "; SET transaction_timeout = 0";
     }
@@ -54,10 +62,11 @@ pub(super) async fn load(
     sessions: Vec<CopySession>,
     work: &Arc<Work>,
     first: Vec<Task>,
-    finished: mpsc::UnboundedSender<i32>,
+    finished: mpsc::UnboundedSender<Full>,
     ctx: &Ctx,
 ) -> Result<Vec<CopySession>> {
-    let worker = |session| Worker { session, work: Arc::clone(work), finished: finished.clone() };
+    let worker =
+        |session| Worker { session, work: Arc::clone(work), finished: finished.clone(), permit: None };
     let mut workers: Vec<Worker> = sessions.into_iter().map(worker).collect();
     // The workers' own copies end with them.
     drop(finished);
@@ -91,6 +100,51 @@ pub(super) async fn encoding(session: &Session) -> Result<String> {
     Ok(session.value("SELECT pg_catalog.getdatabaseencoding()").await?.unwrap_or_default())
 }
 
+/// Runs statements, several at once, in sessions that `setup` prepares. What each was given with, in no order, and its
+/// rows, or what the server said.
+pub(super) async fn each<T: Send + 'static>(
+    session: &Session,
+    setup: impl AsRef<[u8]>,
+    statements: Vec<(Vec<u8>, T)>,
+    ctx: &Ctx,
+) -> Result<Vec<(T, Result<Vec<Row>>)>> {
+    let count = ctx.jobs.min(statements.len());
+    let statements = Arc::new(Mutex::new(VecDeque::from(statements)));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let mut own = session.copy_session().await?;
+        own.rows(&setup).await?;
+        let statements = Arc::clone(&statements);
+        tasks.spawn(async move {
+            let mut done = Vec::new();
+            loop {
+                let next = statements.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+                let Some((sql, with)) = next else { break };
+                match own.rows(&sql).await {
+                    Err(error) if error.kind() != ErrorKind::Database => return Err(error),
+                    rows => done.push((with, rows)),
+                }
+            }
+            own.close().await;
+            Ok(done)
+        });
+    }
+    let done = async {
+        let mut all = Vec::new();
+        while let Some(done) = tasks.join_next().await {
+            let done: Result<Vec<_>> =
+                done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)));
+            all.extend(done?);
+        }
+        Ok(all)
+    };
+    tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
+        done = done => done,
+    }
+}
+
 /// Runs statements in an encoding, several at once. The first value of each, in no order, with its statement.
 pub(super) async fn values(
     session: &Session,
@@ -98,39 +152,16 @@ pub(super) async fn values(
     statements: Vec<Vec<u8>>,
     ctx: &Ctx,
 ) -> Result<Vec<(Vec<u8>, Option<String>)>> {
-    let count = ctx.jobs.min(statements.len());
-    let statements = Arc::new(Mutex::new(VecDeque::from(statements)));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..count {
-        let mut own = session.copy_session().await?;
-        own.rows(format!("SET client_encoding = {}", quote_literal(encoding))).await?;
-        let statements = Arc::clone(&statements);
-        tasks.spawn(async move {
-            let mut values = Vec::new();
-            loop {
-                let next = statements.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
-                let Some(sql) = next else { break };
-                let value = own.value(&sql).await.map_err(|e| e.doing(String::from_utf8_lossy(&sql)))?;
-                values.push((sql, value));
-            }
-            own.close().await;
-            Ok(values)
-        });
-    }
-    let done = async {
-        let mut values = Vec::new();
-        while let Some(done) = tasks.join_next().await {
-            let done: Result<Vec<_>> =
-                done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)));
-            values.extend(done?);
-        }
-        Ok(values)
-    };
-    tokio::select! {
-        biased;
-        () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-        done = done => done,
-    }
+    let statements = statements.into_iter().map(|sql| (sql.clone(), sql)).collect();
+    let setup = format!("SET client_encoding = {}", quote_literal(encoding));
+    let done = each(session, setup, statements, ctx).await?;
+    let first = |rows: Vec<Row>| rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten();
+    done.into_iter()
+        .map(|(sql, rows)| match rows {
+            Ok(rows) => Ok((sql, first(rows))),
+            Err(error) => Err(error.doing(String::from_utf8_lossy(&sql))),
+        })
+        .collect()
 }
 
 /// Compares how many rows tables have with what the backup says: name as SQL, rows.

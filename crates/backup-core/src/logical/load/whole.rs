@@ -8,7 +8,7 @@ use super::super::{ARCHIVE, DatabaseFacts, SQL};
 use super::options::LoadOptions;
 use super::preflight::Findings;
 use super::target::{Ground, Target};
-use super::{Load, Way, analyze, archive, rows, swap, told, warn};
+use super::{Load, Way, archive, rows, statistics, swap, told, warn};
 use crate::dumper::{Ctx, PartSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::major_of;
@@ -159,9 +159,9 @@ impl Load {
             let mut words = whole.load(&target, self, ctx).await?;
             if !self.options.no_analyze && !self.options.schema_only {
                 let session = target.info().connect().await?;
-                let names = analyze::names(&session).await?;
+                let names = statistics::names(&session).await?;
                 let encoding = rows::encoding(&session).await?;
-                words.extend(analyze::analyze(&session, &encoding, names, ctx).await?);
+                words.extend(statistics::analyze(&session, &encoding, names, ctx).await?);
             }
             let Way::Swap { drop_old } = way else { return Ok((words, None)) };
             let swapped = swap::swap(&target, &self.connection, self.end_sessions, drop_old, ctx).await?;

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::super::contents::Chunk;
 use super::failure::Failure;
 use super::large_objects;
+use super::permits::{Permit, Permits};
 use super::plan::{Rows, Task};
 use crate::dumper::PartSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +20,9 @@ use crate::tar_reader::{Piece, Reader};
 /// Rows are sent in messages of at most this size.
 const MESSAGE_BYTES: usize = 256 * 1024;
 
+/// Rows come before everything that waits for them.
+const ROWS_WEIGHT: u64 = u64::MAX;
+
 /// What the sessions of a restore share.
 pub(super) struct Work {
     pub(super) tables: HashMap<i32, Rows>,
@@ -27,7 +31,7 @@ pub(super) struct Work {
     /// Tasks that each table waits for.
     pub(super) waiting: Mutex<HashMap<i32, usize>>,
     /// Bounds how much is done at once, of rows and indexes together.
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) permits: Arc<Permits>,
     /// Whether tables were made by this restore, so that rows can be frozen as they are loaded.
     pub(super) fresh: bool,
     /// Whether all rows of a session are of one transaction, which is open and stays so.
@@ -53,7 +57,18 @@ pub(super) struct Worker {
     pub(super) session: CopySession,
     pub(super) work: Arc<Work>,
     /// Hears of tables that have all their rows.
-    pub(super) finished: mpsc::UnboundedSender<i32>,
+    pub(super) finished: mpsc::UnboundedSender<Full>,
+    /// What it works with.
+    pub(super) permit: Option<Arc<Permit>>,
+}
+
+/// A table that has all its rows.
+#[derive(Debug)]
+pub(super) struct Full {
+    /// The number of the rows' entry.
+    pub(super) rows: i32,
+    /// That of the session that loaded the last ones: held until those who wait for the table have asked for theirs.
+    pub(super) permit: Option<Arc<Permit>>,
 }
 
 impl Worker {
@@ -62,10 +77,9 @@ impl Worker {
         loop {
             let task = self.work.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(task) = task else { return Ok(self.session) };
-            let permits = Arc::clone(&self.work.permits);
-            let permit = permits.acquire().await.map_err(|_| Error::cancelled())?;
+            self.permit = Some(Arc::new(self.work.permits.acquire(ROWS_WEIGHT).await));
             self.task(task).await?;
-            drop(permit);
+            self.permit = None;
         }
     }
 
@@ -105,7 +119,7 @@ impl Worker {
             *waiting -= tasks;
             if *waiting == 0 {
                 // Nobody listens where indexes come later.
-                let _ = self.finished.send(number);
+                let _ = self.finished.send(Full { rows: number, permit: self.permit.clone() });
             }
         }
         Ok(())
