@@ -14,10 +14,13 @@ const PACK_TABLES: usize = 2000;
 const RANGE_BYTES: std::ops::RangeInclusive<u64> = 32 * MIB..=1024 * MIB;
 /// So many pieces a session, so that all sessions end at about the same time.
 const PIECES_A_JOB: u64 = 6;
-/// A table of up to so many times what each session reads is read by one. To compress rows takes longer than to read
-/// them, so this keeps as many cores busy. Ranges of blocks cost the server more: it reads them without its ring of
-/// buffers for large tables, and puts out of its cache what others use (`heap_beginscan` and `initscan` in `heapam.c`).
+/// A table of up to so many times what each session reads is read by one, but for its end. To compress rows takes nearly
+/// as long as to read them, so this keeps as many cores busy. Ranges of blocks cost the server more: it reads them without
+/// its ring of buffers for large tables, and puts out of its cache what others use (`heap_beginscan` and `initscan` in
+/// `heapam.c`).
 const WHOLE_SHARES: u64 = 2;
+/// What that session reads, in tenths of such a share: the rest of the table is a range for another one.
+const WHOLE_TENTHS: u64 = 14;
 
 /// What is a small table, and what is read as one range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +29,19 @@ pub(super) struct Sizes {
     largest_range: u64,
     smallest_range: u64,
     whole_shares: u64,
+    whole_tenths: u64,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
         let (smallest_range, largest_range) = RANGE_BYTES.into_inner();
-        Self { small_table: SMALL_TABLE, smallest_range, largest_range, whole_shares: WHOLE_SHARES }
+        Self {
+            small_table: SMALL_TABLE,
+            smallest_range,
+            largest_range,
+            whole_shares: WHOLE_SHARES,
+            whole_tenths: WHOLE_TENTHS,
+        }
     }
 }
 
@@ -44,6 +54,7 @@ impl Sizes {
             smallest_range: range_bytes,
             largest_range: range_bytes,
             whole_shares: 0,
+            whole_tenths: 0,
         }
     }
 }
@@ -92,8 +103,17 @@ pub(super) fn plan(
         }
         let pieces = table.bytes.div_ceil(range_bytes).clamp(1, table.blocks.max(1));
         let share = all / jobs as u64;
-        if pieces == 1 || !table.is_divisible() || table.bytes <= share * sizes.whole_shares {
+        let most = share * sizes.whole_tenths / 10;
+        if pieces == 1 || !table.is_divisible() || table.bytes <= most {
             weighed.push((table.bytes, Task::Rows { table: number, blocks: None }));
+            continue;
+        }
+        if table.bytes <= share * sizes.whole_shares {
+            let end = u64::try_from(u128::from(table.blocks) * u128::from(most) / u128::from(table.bytes));
+            let end = end.unwrap_or(table.blocks).clamp(1, table.blocks - 1);
+            let range = |from, to| Task::Rows { table: number, blocks: Some(Blocks { from, to }) };
+            weighed.push((most, range(0, Some(end))));
+            weighed.push((table.bytes - most, range(end, None)));
             continue;
         }
         let blocks = table.blocks.div_ceil(pieces);
@@ -170,9 +190,16 @@ mod tests {
             tasks.iter().filter(|t| matches!(t, Task::Rows { table: of, .. } if *of == table)).count()
         };
         let tables = [table(600_000, 0), table(200_000, 0), table(200_000, 0)];
-        for (jobs, pieces) in [(1, 1), (2, 1), (3, 1), (4, 15), (8, 29)] {
+        for (jobs, pieces, of_others) in [(1, 1, 1), (2, 1, 1), (3, 2, 1), (4, 15, 1), (8, 29, 2)] {
             let tasks = plan(&tables, &[], 0, jobs, Sizes::default()).tasks;
-            assert_eq!((of(0, &tasks), of(1, &tasks), of(2, &tasks)), (pieces, 1, 1), "{jobs} jobs");
+            assert_eq!(
+                (of(0, &tasks), of(1, &tasks), of(2, &tasks)),
+                (pieces, of_others, of_others),
+                "{jobs} jobs"
+            );
         }
+        let alone = plan(&[table(100_000, 0)], &[], 0, 2, Sizes::default()).tasks;
+        let range = |from, to| Task::Rows { table: 0, blocks: Some(Blocks { from, to }) };
+        assert_eq!(alone, [range(0, Some(70_000)), range(70_000, None)]);
     }
 }

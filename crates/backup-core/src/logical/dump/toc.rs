@@ -9,9 +9,9 @@ use crate::postgres::{ConnInfo, Process, ProcessRun, Tool};
 
 /// How long `pg_dump` waits for a lock. Nothing of ours holds one meanwhile.
 const LOCK_WAIT: &str = "60s";
-/// Statistics that are kept, in memory as all of the table of contents: those of some 6,000 tables with five columns.
+/// Statistics that are kept, in memory as all of the table of contents: those of some 3,000 tables with four columns.
 /// A restore gathers the others.
-const STATISTICS_BYTES: usize = 16 * 1024 * 1024;
+const STATISTICS_BYTES: usize = 12 * 1024 * 1024;
 
 /// Runs `pg_dump` on a snapshot with the arguments of a selection, reads the table of contents, which comes before the data, and ends it.
 pub(super) async fn read(

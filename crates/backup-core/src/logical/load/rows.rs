@@ -102,46 +102,36 @@ pub(super) async fn encoding(session: &Session) -> Result<String> {
 
 /// Runs statements, several at once, in sessions that `setup` prepares. What each was given with, in no order, and its
 /// rows, or what the server said.
-pub(super) async fn each<T: Send + 'static>(
+pub(super) async fn each<S: AsRef<[u8]> + Send, T: Send>(
     session: &Session,
     setup: impl AsRef<[u8]>,
-    statements: Vec<(Vec<u8>, T)>,
+    statements: Vec<(S, T)>,
     ctx: &Ctx,
 ) -> Result<Vec<(T, Result<Vec<Row>>)>> {
-    let count = ctx.jobs.min(statements.len());
-    let statements = Arc::new(Mutex::new(VecDeque::from(statements)));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..count {
+    let mut sessions = Vec::new();
+    for _ in 0..ctx.jobs.min(statements.len()) {
         let mut own = session.copy_session().await?;
         own.rows(&setup).await?;
-        let statements = Arc::clone(&statements);
-        tasks.spawn(async move {
-            let mut done = Vec::new();
-            loop {
-                let next = statements.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
-                let Some((sql, with)) = next else { break };
-                match own.rows(&sql).await {
-                    Err(error) if error.kind() != ErrorKind::Database => return Err(error),
-                    rows => done.push((with, rows)),
-                }
-            }
-            own.close().await;
-            Ok(done)
-        });
+        sessions.push(own);
     }
-    let done = async {
-        let mut all = Vec::new();
-        while let Some(done) = tasks.join_next().await {
-            let done: Result<Vec<_>> =
-                done.unwrap_or_else(|e| Err(Error::internal("a session of the restore failed").caused_by(e)));
-            all.extend(done?);
+    let statements = Mutex::new(VecDeque::from(statements));
+    let next = || statements.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+    let run = async |mut own: CopySession| {
+        let mut done = Vec::new();
+        while let Some((sql, with)) = next() {
+            match own.rows(sql).await {
+                Err(error) if error.kind() != ErrorKind::Database => return Err(error),
+                rows => done.push((with, rows)),
+            }
         }
-        Ok(all)
+        own.close().await;
+        Ok(done)
     };
+    let done = futures::future::try_join_all(sessions.into_iter().map(run));
     tokio::select! {
         biased;
         () = ctx.cancel.cancelled() => Err(Error::cancelled()),
-        done = done => done,
+        done = done => Ok(done?.into_iter().flatten().collect()),
     }
 }
 

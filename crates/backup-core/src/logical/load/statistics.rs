@@ -87,14 +87,14 @@ impl<'a> Carried<'a> {
     ) -> Result<HashSet<Vec<u8>>> {
         let mut setup = rows::settings(encoding).into_bytes();
         setup.extend([b"; ", self.setting].concat());
-        let statements = self.statements.iter().map(|(name, sql)| (sql.to_vec(), name.clone())).collect();
+        let statements = self.statements.iter().map(|(name, sql)| (*sql, name)).collect();
         let done = rows::each(session, setup, statements, ctx).await?;
         let is_true = |value: &Option<String>| value.as_deref() == Some("t");
         let taken = done.into_iter().filter(|(_, rows)| match rows {
             Ok(rows) => rows.iter().flatten().all(is_true),
             Err(_) => false,
         });
-        Ok(taken.map(|(name, _)| name).collect())
+        Ok(taken.map(|(name, _)| name.clone()).collect())
     }
 }
 
