@@ -72,9 +72,7 @@ impl Selection {
         }
         Ok(arguments)
     }
-}
 
-impl Selection {
     /// The same with what the planner knows of the tables, which `pg_dump` writes from 18 on. It holds values of rows:
     /// where rows are left out, these are as well.
     ///

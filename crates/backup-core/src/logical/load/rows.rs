@@ -48,10 +48,15 @@ pub(super) async fn sessions(
     if options.data_only {
         sql += "; BEGIN; SET CONSTRAINTS ALL DEFERRED";
     }
+    prepared(session, count, &sql).await
+}
+
+/// Sessions in which a statement was run.
+async fn prepared(session: &Session, count: usize, setup: impl AsRef<[u8]>) -> Result<Vec<CopySession>> {
     let mut sessions = Vec::new();
     for _ in 0..count {
         let mut own = session.copy_session().await?;
-        own.rows(&sql).await?;
+        own.rows(&setup).await?;
         sessions.push(own);
     }
     Ok(sessions)
@@ -108,12 +113,7 @@ pub(super) async fn each<S: AsRef<[u8]> + Send, T: Send>(
     statements: Vec<(S, T)>,
     ctx: &Ctx,
 ) -> Result<Vec<(T, Result<Vec<Row>>)>> {
-    let mut sessions = Vec::new();
-    for _ in 0..ctx.jobs.min(statements.len()) {
-        let mut own = session.copy_session().await?;
-        own.rows(&setup).await?;
-        sessions.push(own);
-    }
+    let sessions = prepared(session, ctx.jobs.min(statements.len()), setup).await?;
     let statements = Mutex::new(VecDeque::from(statements));
     let next = || statements.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
     let run = async |mut own: CopySession| {
