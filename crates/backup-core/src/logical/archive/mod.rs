@@ -38,6 +38,8 @@ pub const POST_DATA: i32 = 4;
 pub const TABLE_DATA: &str = "TABLE DATA";
 /// [`Entry::kind`] of what the planner knows of a table or index; from PostgreSQL 18 on.
 pub const STATISTICS_DATA: &str = "STATISTICS DATA";
+/// The first version whose server takes statistics, and whose `pg_dump` and `pg_restore` know them.
+pub(crate) const STATISTICS_MAJOR: u32 = 18;
 /// [`Entry::kind`] of the bytes of large objects.
 pub const BLOBS: &str = "BLOBS";
 

@@ -1,5 +1,6 @@
 use serde::{Deserialize, Serialize};
 
+use super::super::archive::STATISTICS_MAJOR;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What of a database is dumped. Patterns are those of `pg_dump`: `*` and `?`, `schema.table`, quotes for names with
@@ -81,7 +82,7 @@ impl Selection {
     pub(super) fn with_statistics(&self, pg_dump_major: u32) -> Result<Vec<String>> {
         let mut arguments = self.arguments(pg_dump_major)?;
         let all_rows = !self.schema_only && !self.data_only && self.exclude_table_data.is_empty();
-        if pg_dump_major >= 18 && all_rows && self.sections.is_empty() {
+        if pg_dump_major >= STATISTICS_MAJOR && all_rows && self.sections.is_empty() {
             arguments.push("--statistics".to_owned());
         }
         Ok(arguments)

@@ -13,7 +13,8 @@ const LOCK_WAIT: &str = "60s";
 /// A restore gathers the others.
 const STATISTICS_BYTES: usize = 12 * 1024 * 1024;
 
-/// Runs `pg_dump` on a snapshot with the arguments of a selection, reads the table of contents, which comes before the data, and ends it.
+/// Runs `pg_dump` on a snapshot with the arguments of a selection, reads the table of contents, which comes before the
+/// data, and ends it.
 pub(super) async fn read(
     tool: &Tool,
     connection: &ConnInfo,

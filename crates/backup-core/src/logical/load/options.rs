@@ -1,3 +1,4 @@
+use super::super::archive::STATISTICS_MAJOR;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How a database is restored, and what of it.
@@ -168,7 +169,7 @@ impl LoadOptions {
             (self.no_acl, "--no-acl"),
             (self.no_tablespaces, "--no-tablespaces"),
             (self.schema_only, "--schema-only"),
-            (pg_restore_major >= 18, "--no-statistics"),
+            (pg_restore_major >= STATISTICS_MAJOR, "--no-statistics"),
         ] {
             if given {
                 arguments.push(option.to_owned());

@@ -2,15 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::archive::{Entry, STATISTICS_DATA, Toc};
+use super::super::archive::{Entry, STATISTICS_DATA, STATISTICS_MAJOR, Toc};
 use super::choice::Choice;
 use super::rows;
 use crate::dumper::Ctx;
 use crate::error::Result;
 use crate::postgres::{Session, quote_literal};
-
-/// The first version whose server takes statistics, and whose `pg_dump` writes them.
-const OLDEST_MAJOR: u32 = 18;
 
 /// Tables that were not analyzed yet, but perhaps by autovacuum while they were loaded. Names as bytes in hexadecimal
 /// digits: in the encoding of the database, which may be none.
@@ -57,7 +54,7 @@ impl<'a> Carried<'a> {
     /// Those that a server takes. Only what tells of columns: the numbers of rows and pages alone, of a table that was
     /// never analyzed, help no planner. Extended statistics are not in a dump, so their tables are analyzed.
     pub(super) fn new(toc: &'a Toc, choice: &Choice, major: u32) -> Self {
-        if major < OLDEST_MAJOR {
+        if major < STATISTICS_MAJOR {
             return Self::default();
         }
         let chosen =
